@@ -1,0 +1,45 @@
+"""Train convolutional networks in lanes: every channel group on its own device, meeting only at chosen layers.
+
+The public names are loaded on first use, so that ``import lanes`` and ``lanes --help`` do not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lanes import models as models
+    from lanes.crossing import Traffic as Traffic
+    from lanes.mesh import init_mesh as init_mesh
+    from lanes.mesh import seed_replica as seed_replica
+    from lanes.place import average_statistics as average_statistics
+    from lanes.place import place as place
+    from lanes.plan import Plan as Plan
+    from lanes.plan import PlanError as PlanError
+    from lanes.plan import plan as plan
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "models": "lanes.models",
+    "Traffic": "lanes.crossing",
+    "init_mesh": "lanes.mesh",
+    "seed_replica": "lanes.mesh",
+    "average_statistics": "lanes.place",
+    "place": "lanes.place",
+    "Plan": "lanes.plan",
+    "PlanError": "lanes.plan",
+    "plan": "lanes.plan",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lanes' has no attribute {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    return home if name == "models" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

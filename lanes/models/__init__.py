@@ -1,0 +1,1 @@
+"""Plain single-device models; they import torch and einops, and nothing of ours."""
