@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from lanes.crossing import Traffic as Traffic
     from lanes.mesh import init_mesh as init_mesh
     from lanes.mesh import seed_replica as seed_replica
-    from lanes.place import average_statistics as average_statistics
-    from lanes.place import place as place
-    from lanes.plan import Plan as Plan
-    from lanes.plan import PlanError as PlanError
-    from lanes.plan import plan as plan
+    from lanes.placement import average_statistics as average_statistics
+    from lanes.placement import place as place
+    from lanes.planning import Plan as Plan
+    from lanes.planning import PlanError as PlanError
+    from lanes.planning import plan as plan
 
 __version__ = "0.1.0"
 
@@ -24,11 +24,11 @@ _HOMES = {
     "Traffic": "lanes.crossing",
     "init_mesh": "lanes.mesh",
     "seed_replica": "lanes.mesh",
-    "average_statistics": "lanes.place",
-    "place": "lanes.place",
-    "Plan": "lanes.plan",
-    "PlanError": "lanes.plan",
-    "plan": "lanes.plan",
+    "average_statistics": "lanes.placement",
+    "place": "lanes.placement",
+    "Plan": "lanes.planning",
+    "PlanError": "lanes.planning",
+    "plan": "lanes.planning",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
