@@ -1,0 +1,292 @@
+"""Every byte that passes between lane devices: forward/backward pairs.
+
+Shapes (local to one lane device, per process): N batch, C all channels, D lane devices, c = C/D own channels, ``...``
+any spatial dimensions. A *laned* tensor is [N, c, ...]: the own channels. A *whole* tensor is [N, C, ...], alike on all
+lane devices. Dimension 1 is the channel dimension always; vectors [N, C] are maps without spatial dimensions.
+
+What the backward of an exchange does depends on who uses its result, so exchanges of the same forward that differ in
+backward have different names, and no function takes a flag. S in the docstrings is the bytes of the whole tensor in
+the data type that is sent; "bytes" is what one device sends. Results have the memory format of the input
+(channels-last stays so), and collectives write only to tensors allocated here.
+
+Kept out: which layer crosses where (planning.py) and the arithmetic in between (layers.py).
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lanes.mesh import Axis
+
+# torch 2.13 renamed both and deprecates the old names; 2.11 has only those.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``x`` [N, C, H, W] or [N, C, D, H, W] are innermost in memory."""
+    return x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[2:].numel() > 1
+
+
+def _as_stored(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` with its dimensions in memory order, dense, and the place of the channel dimension in it."""
+    if channels_last(x):
+        return x.movedim(1, -1).contiguous(), x.dim() - 1
+    return x.contiguous(), 1
+
+
+def _all_gather(x: Tensor, lane: Axis) -> Tensor:
+    """[N, c, ...] -> [N, C, ...]."""
+    stored, dim = _as_stored(x)
+    parts = stored.new_empty((lane.size, *stored.shape))
+    _all_gather_single(parts.flatten(0, 1), stored, group=lane.group)
+    return torch.cat(parts.unbind(), dim).movedim(dim, 1)
+
+
+def _reduce_scatter(x: Tensor, lane: Axis) -> Tensor:
+    """[N, C, ...], different on each device -> [N, c, ...], the own channels of the sum."""
+    stored, dim = _as_stored(x)
+    parts = torch.stack(stored.chunk(lane.size, dim))
+    own = parts.new_empty(parts.shape[1:])
+    _reduce_scatter_single(own, parts.flatten(0, 1), group=lane.group)
+    return own.movedim(dim, 1)
+
+
+def _all_reduce(x: Tensor, lane: Axis) -> Tensor:
+    """[...], different on each device -> [...], the sum."""
+    stored, dim = _as_stored(x) if x.dim() > 1 else (x, 0)
+    total = stored.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=lane.group)
+    return total.movedim(dim, 1) if x.dim() > 1 else total
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
+        ctx.lane = lane
+        return _all_gather(x, lane)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return scatter_sum(grads[0], ctx.lane), None
+
+
+class _ScatterSum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
+        ctx.lane = lane
+        return _reduce_scatter(x, lane)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return gather(grads[0], ctx.lane), None
+
+
+class _Enter(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
+        ctx.lane = lane
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return leave_sum(grads[0], ctx.lane), None
+
+
+class _LeaveSum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
+        ctx.lane = lane
+        return _all_reduce(x, lane)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return enter(grads[0], ctx.lane), None
+
+
+class _Leave(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
+        ctx.lane = lane
+        return _all_gather(x, lane)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0][:, ctx.lane.own(grads[0].shape[1])], None
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
+        ctx.lane = lane
+        return _all_reduce(x, lane)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return sum(grads[0], ctx.lane), None
+
+
+class _Shuffle(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, source: tuple[int, ...], lane: Axis) -> Tensor:
+        ctx.source, ctx.lane = source, lane
+        return _all_to_all(x, source, lane)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        inverse = sorted(range(len(ctx.source)), key=ctx.source.__getitem__)
+        return shuffle(grads[0], inverse, ctx.lane), None, None
+
+
+def gather(x: Tensor, lane: Axis) -> Tensor:
+    """Laned to whole, for work whose *outputs* are split over lane devices (a dense layer's own output channels).
+
+    Forward: all-gather of channels. Backward: reduce-scatter, since every device used all channels for its own ends.
+    In: [N, c, ...]. Out: [N, C, ...]. Bytes: S (D - 1) / D forward, the same backward.
+    Source: Megatron-LM's sequence-parallel g, https://arxiv.org/abs/2205.05198 section 4.2.2, on channels.
+    """
+    return _Gather.apply(x, lane)
+
+
+def scatter_sum(x: Tensor, lane: Axis) -> Tensor:
+    """Partial sums of all channels to the own channels of the sum (a dense layer whose *inputs* are split).
+
+    Forward: reduce-scatter. Backward: all-gather. In: [N, C, ...]. Out: [N, c, ...].
+    Bytes: S (D - 1) / D forward, the same backward.
+    Source: Megatron-LM's g-bar, https://arxiv.org/abs/2205.05198 section 4.2.2, on channels.
+    """
+    return _ScatterSum.apply(x, lane)
+
+
+def enter(x: Tensor, lane: Axis) -> Tensor:
+    """A whole tensor read by every lane, which uses it for its own ends (the image).
+
+    Forward: identity. Backward: all-reduce; not reached where ``x`` needs no gradient. In and out: [N, C, ...].
+    Bytes: 0 forward, 2 S (D - 1) / D backward. Source: Megatron-LM's f, https://arxiv.org/abs/1909.08053 section 3.
+    """
+    return _Enter.apply(x, lane)
+
+
+def leave_sum(x: Tensor, lane: Axis) -> Tensor:
+    """Partial sums to the whole sum, used alike on every lane device (the logits).
+
+    Forward: all-reduce. Backward: identity: the loss is computed on every lane device but counts once.
+    In and out: [N, C, ...]. Bytes: 2 S (D - 1) / D forward, 0 backward.
+    Source: Megatron-LM's g, https://arxiv.org/abs/1909.08053 section 3.
+    """
+    return _LeaveSum.apply(x, lane)
+
+
+def leave(x: Tensor, lane: Axis) -> Tensor:
+    """Laned to whole, used alike on every lane device (features wanted whole by replicated work).
+
+    Forward: all-gather of channels. Backward: the own slice. In: [N, c, ...]. Out: [N, C, ...].
+    Bytes: S (D - 1) / D forward, 0 backward.
+    """
+    return _Leave.apply(x, lane)
+
+
+def sum(x: Tensor, lane: Axis) -> Tensor:
+    """Statistics over all channels (or all replicas) that each device uses for its own ends.
+
+    Forward: all-reduce. Backward: all-reduce. In and out: any shape. Bytes: 2 S (D - 1) / D, the same backward.
+    """
+    return _Sum.apply(x, lane)
+
+
+def shuffle(x: Tensor, source: Sequence[int], lane: Axis) -> Tensor:
+    """Re-order all C channels across lane devices: channel ``j`` of the result is channel ``source[j]``.
+
+    Forward: all-to-all in which only channels that change device are sent. Backward: the inverse all-to-all.
+    In and out: [N, c, ...]. Bytes: exactly those of the own channels that another device needs.
+    Source: channel shuffle, ShuffleNet, https://arxiv.org/abs/1707.01083 section 3.1.
+
+    Raises:
+        ValueError: if ``source`` is not a permutation of the C channels.
+    """
+    if sorted(source) != list(range(x.shape[1] * lane.size)):
+        raise ValueError(f"source must be a permutation of the {x.shape[1] * lane.size} channels, got {list(source)}")
+    return _Shuffle.apply(x, tuple(source), lane)
+
+
+@functools.lru_cache(maxsize=256)
+def _routes(source: tuple[int, ...], size: int, index: int) -> tuple[list[list[int]], list[list[int]]]:
+    """For device ``index``: own channels to send to each device, and own result channels that come from each."""
+    own = len(source) // size
+    sends = [[c - index * own for c in source[d * own : (d + 1) * own] if c // own == index] for d in range(size)]
+    mine = source[index * own : (index + 1) * own]
+    return sends, [[j for j, c in enumerate(mine) if c // own == d] for d in range(size)]
+
+
+def _all_to_all(x: Tensor, source: tuple[int, ...], lane: Axis) -> Tensor:
+    """[N, c, ...] -> [N, c, ...] re-ordered; the channels that stay are copied, not sent."""
+    sends, receives = _routes(source, lane.size, lane.index)
+    out = torch.empty_like(x)
+    out[:, receives[lane.index]] = x[:, sends[lane.index]]
+    sends = [[] if d == lane.index else channels for d, channels in enumerate(sends)]
+    receives = [[] if d == lane.index else channels for d, channels in enumerate(receives)]
+    outgoing = x.movedim(1, 0)[[c for channels in sends for c in channels]].contiguous()
+    arrived = [j for channels in receives for j in channels]
+    incoming = outgoing.new_empty((len(arrived), *outgoing.shape[1:]))
+    counts_in, counts_out = [len(c) for c in receives], [len(c) for c in sends]
+    dist.all_to_all_single(incoming, outgoing, counts_in, counts_out, group=lane.group)
+    out[:, arrived] = incoming.movedim(0, 1)
+    return out
+
+
+class Traffic(TorchDispatchMode):
+    """Count what this process sends to the others of one axis while the context is open, forward and backward.
+
+    Counts at the level of PyTorch's collectives, independent of the functions above, so that it can check them.
+
+    Args:
+        lane: the axis whose collectives are counted; others (the data axis) are not.
+
+    Attributes:
+        calls: number of collectives by name ("all_gather", "reduce_scatter", "all_reduce", "all_to_all").
+        sent_bytes: bytes sent by this device, by the same names.
+    """
+
+    def __init__(self, lane: Axis) -> None:
+        super().__init__()
+        self.lane = lane
+        self.calls: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        counted = _COLLECTIVES.get(func.name()) if func.namespace == "c10d" else None
+        if counted is not None and _group_name(args) == self.lane.group.group_name:
+            name, sent = counted
+            self.calls[name] += 1
+            self.sent_bytes[name] += sent(args, self.lane)
+        elif func.namespace == "c10d" and counted is None and func.name() not in _SILENT:
+            raise NotImplementedError(f"cannot count the bytes of {func.name()}")
+        return func(*args, **(kwargs or {}))
+
+
+def _group_name(args: Sequence[Any]) -> str:
+    boxed = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
+    return dist.ProcessGroup.unbox(boxed).group_name
+
+
+def _sent_by_all_to_all(args: Sequence[Any], lane: Axis) -> int:
+    sent, splits = args[1], args[4]
+    staying = splits[lane.index] / len(sent) if splits and len(sent) else 1 / lane.size
+    return round(sent.nbytes * (1 - staying))
+
+
+_Sent = Callable[[Sequence[Any], Axis], int]
+_COLLECTIVES: dict[str, tuple[str, _Sent]] = {
+    "c10d::_allgather_base_": ("all_gather", lambda a, lane: a[1].nbytes * (lane.size - 1)),
+    "c10d::_reduce_scatter_base_": ("reduce_scatter", lambda a, lane: a[0].nbytes * (lane.size - 1)),
+    "c10d::allreduce_": ("all_reduce", lambda a, lane: 2 * a[0][0].nbytes * (lane.size - 1) // lane.size),
+    "c10d::alltoall_base_": ("all_to_all", _sent_by_all_to_all),
+}
+_SILENT = {"c10d::barrier"}

@@ -1,0 +1,130 @@
+"""The ("data", "lane") mesh, who holds which lanes, and the random streams.
+
+Every process drives one device. The lane axis is innermost, so that the lane devices of one replica are neighbours
+(one node, one NVLink island). Kept out: what is sent between them (crossing.py) and where weights go (placement.py).
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+DATA_AXIS = "data"
+LANE_AXIS = "lane"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One process's place on one axis of the mesh.
+
+    Attributes:
+        group: the processes along this axis that share all other coordinates.
+        size: how many they are (D on the lane axis, the number of replicas on the data axis).
+        index: which of them this process is.
+    """
+
+    group: dist.ProcessGroup
+    size: int
+    index: int
+
+    def own(self, size: int) -> slice:
+        """The part of ``size`` channels that this process holds, as a slice along the channel dimension."""
+        assert size % self.size == 0, f"{size} channels over {self.size} devices"
+        return slice(self.index * size // self.size, (self.index + 1) * size // self.size)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of ``number``, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def one_of(choices: list[int]) -> str:
+    """Spell the ways out of an error: ``[1, 2, 4]`` -> ``"1, 2 or 4"``."""
+    words = [str(choice) for choice in choices]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def check_layout(lane_devices: int, processes: int) -> None:
+    """Refuse a number of lane devices that does not divide the number of processes.
+
+    Raises:
+        ValueError: names both numbers and the numbers of lane devices that work.
+    """
+    if lane_devices < 1 or processes % lane_devices != 0:
+        raise ValueError(
+            f"{lane_devices} lane devices do not divide {processes} device{'s' if processes > 1 else ''}; "
+            f"use {one_of(divisors(processes))} lane devices, or a multiple of {max(lane_devices, 1)} devices"
+        )
+
+
+def init_mesh(lane_devices: int | None = None, *, device_type: str | None = None) -> DeviceMesh:
+    """Make the mesh of all processes: replicas x lane devices.
+
+    Starts the process group if nobody has: from the environment that ``torchrun`` and SLURM launchers set, or of this
+    process alone.
+
+    Args:
+        lane_devices: D, the devices over which the lanes of one replica are spread; all processes by default.
+        device_type: "cuda" or "cpu"; "cuda" where there is one by default.
+
+    Returns:
+        A ``DeviceMesh`` with axes ("data", "lane") of sizes (processes / D, D).
+
+    Raises:
+        ValueError: if ``lane_devices`` does not divide the number of processes.
+    """
+    if device_type is None:
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    environment = dist.is_initialized() or "WORLD_SIZE" in os.environ
+    processes = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    lane_devices = processes if lane_devices is None else lane_devices
+    check_layout(lane_devices, processes)
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not environment:
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh(
+        device_type, (processes // lane_devices, lane_devices), mesh_dim_names=(DATA_AXIS, LANE_AXIS)
+    )
+
+
+def axis(mesh: DeviceMesh, name: str) -> Axis:
+    """This process's place on the axis ``name`` of a mesh of :func:`init_mesh`.
+
+    Raises:
+        ValueError: if the mesh's axes are not ("data", "lane").
+    """
+    if mesh.mesh_dim_names != (DATA_AXIS, LANE_AXIS):
+        raise ValueError(f"the mesh has axes {mesh.mesh_dim_names}, not ('data', 'lane'); make it with lanes.init_mesh")
+    return Axis(mesh.get_group(name), mesh[name].size(), mesh.get_local_rank(name))
+
+
+def replica_seed(seed: int, replica: int) -> int:
+    """The seed of the random stream of one replica: different replicas, unrelated streams."""
+    return int(numpy.random.SeedSequence(seed, spawn_key=(replica,)).generate_state(1, numpy.uint64)[0] >> 1)
+
+
+def seed_replica(mesh: DeviceMesh, seed: int) -> None:
+    """Start the random stream of this process's replica.
+
+    The stream is torch's default generator: all lane devices of a replica draw the same numbers from it, at the plain
+    model's shapes, and keep their channels' part, so masks and augmentation do not depend on how lanes are spread.
+    """
+    torch.manual_seed(replica_seed(seed, axis(mesh, DATA_AXIS).index))
+
+
+def digest(*tensors: Tensor) -> tuple[float, ...]:
+    """Numbers by which processes compare tensors without sending them: sum and weighted sum of each, in float64."""
+    numbers: list[float] = []
+    for tensor in tensors:
+        flat = tensor.detach().flatten().double()
+        numbers += [
+            flat.sum().item(),
+            torch.dot(flat, torch.linspace(1, 2, flat.numel(), dtype=torch.float64, device=flat.device)).item(),
+        ]
+    return tuple(numbers)

@@ -1,0 +1,164 @@
+"""Applies a plan to a model on a mesh: parameters and channel buffers become DTensors, layers become placed layers.
+
+A layer is taken to its device part by part: the whole of it exists on the host only, one layer at a time if the model
+was built on the "meta" device. Gradients are averaged over the data axis as they become ready, as DDP does.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from lanes.layers import PLACED, become_placed, local
+from lanes.mesh import DATA_AXIS, LANE_AXIS, Axis, axis, digest
+from lanes.planning import LayerPlan, Plan, near
+from lanes.rules import BATCH_NORMS, DROPOUTS, PlanError
+from lanes.ways import WAYS, WHOLE
+
+
+def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bool = False) -> nn.Module:
+    """Place a plain model by its plan on a mesh: where it runs changes, what it computes does not.
+
+    Every process must hold the same plain model (build it under the same seed); this is checked. A model built on the
+    "meta" device is initialised layer by layer, in order, from torch's default generator: by the model's
+    ``init_layer(name, layer)`` if it has one, else by each layer's ``reset_parameters()``.
+
+    Args:
+        model: the plain model; changed in place.
+        plan: of this model, for as many lane devices as the mesh has.
+        mesh: from :func:`lanes.init_mesh`.
+        sync_batch_norm: batch-norm statistics over all replicas, so that the mesh equals the plain model on the whole
+            batch; otherwise each replica has its own, as with DDP.
+
+    Returns:
+        The same model, its parameters DTensors on the mesh's device.
+
+    Raises:
+        ValueError: if plan, model and mesh do not belong together, or processes hold different models.
+    """
+    lane, data = axis(mesh, LANE_AXIS), axis(mesh, DATA_AXIS)
+    layers = _checked_layers(model, plan, lane)
+    digests: dict[str, tuple[float, ...]] = {}
+    for name, module in model.named_modules():
+        if name not in layers:
+            continue
+        _materialise(model, name, module)
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        digests[name] = digest(*tensors)
+        if layers[name].parameters or tensors:
+            _distribute(module, layers[name].way, mesh, lane)
+        if type(module) in PLACED and not (WAYS[layers[name].way].output == WHOLE and type(module) in DROPOUTS):
+            become_placed(module, layers[name].way, lane, data, sync_batch_norm=sync_batch_norm)
+    _check_alike(digests, dist.get_world_size())
+    if data.size > 1:  # with one replica there is nothing to average
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(_average_over(data))
+    return model
+
+
+def average_statistics(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Average batch-norm running statistics over the replicas, in place; call before evaluation and saving.
+
+    All processes of the mesh must call it. With one replica nothing changes.
+    """
+    data = axis(mesh, DATA_AXIS)
+    for module in model.modules():
+        if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
+            for statistic in (local(module.running_mean), local(module.running_var)):
+                assert statistic is not None
+                dist.all_reduce(statistic, group=data.group)
+                statistic.div_(data.size)
+
+
+def _checked_layers(model: nn.Module, plan: Plan, lane: Axis) -> dict[str, LayerPlan]:
+    if plan.lane_devices != lane.size:
+        raise ValueError(f"the plan is for {plan.lane_devices} lane devices, the mesh has {lane.size}; plan again")
+    modules = dict(model.named_modules())
+    for name, layer in plan.layers.items():
+        if name not in modules:
+            raise ValueError(f"the plan names the layer {name!r}, which the model does not have{near(name, modules)}")
+        found = type(modules[name])
+        if issubclass(found, tuple(PLACED.values())):
+            raise ValueError(f"{name} is placed already; a model is placed once")
+        if found.__name__ != layer.type:
+            raise ValueError(f"{name} is a {found.__name__} in the model and a {layer.type} in the plan; plan again")
+        if layer.way not in WAYS:
+            raise ValueError(
+                f"{name}: there is no way {layer.way!r}{near(layer.way, WAYS)}; ways are {', '.join(WAYS)}"
+            )
+        if (WAYS[layer.way].input, WAYS[layer.way].output) != (layer.input, layer.output):
+            raise ValueError(
+                f"{name}: {layer.way!r} does not lead from {layer.input} to {layer.output}, which the layers around it "
+                "count on; change it by plan(..., override={...})"
+            )
+    for name, module in modules.items():
+        if name not in plan.layers and [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            raise PlanError(f"{name or 'the model'}: has parameters but is not in the plan; plan again")
+    return plan.layers
+
+
+def _materialise(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Give a layer that was built on "meta" its initial numbers, on the host."""
+    if not any(t.is_meta for t in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]):
+        return
+    layer.to_empty(device="cpu", recurse=False)
+    if isinstance(layer, BATCH_NORMS):
+        layer.reset_running_stats()
+    initialise = getattr(model, "init_layer", None)
+    if initialise is not None:
+        initialise(name, layer)
+    else:
+        layer.reset_parameters()  # type: ignore[operator]
+
+
+def _distribute(layer: nn.Module, way_name: str, mesh: DeviceMesh, lane: Axis) -> None:
+    """Replace a layer's parameters and channel buffers by DTensors that hold the own part."""
+    way = WAYS[way_name]
+    channel_dim = None if way.weight_dim is None else 0
+    dims = {"weight": way.weight_dim, "bias": way.bias_dim, "running_mean": channel_dim, "running_var": channel_dim}
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        part = _own_part(parameter.detach(), dims[name], mesh, lane)
+        layer.register_parameter(name, nn.Parameter(part, requires_grad=parameter.requires_grad))
+    for name, buffer in list(layer.named_buffers(recurse=False)):
+        layer.register_buffer(
+            name, _own_part(buffer, dims[name], mesh, lane) if name in dims else buffer.to(mesh.device_type)
+        )
+
+
+def _own_part(whole: Tensor, dim: int | None, mesh: DeviceMesh, lane: Axis) -> DTensor:
+    placement: Placement = Replicate() if dim is None else Shard(dim)
+    part = whole if dim is None else whole.narrow(dim, lane.own(whole.shape[dim]).start, whole.shape[dim] // lane.size)
+    part = part.to(mesh.device_type, copy=True, memory_format=torch.contiguous_format)
+    return DTensor.from_local(part, mesh, [Replicate(), placement], run_check=False)
+
+
+def _check_alike(digests: dict[str, tuple[float, ...]], processes: int) -> None:
+    """Refuse processes that built different models: nothing later would tell."""
+    everyone: list[dict[str, tuple[float, ...]]] = [{}] * processes
+    dist.all_gather_object(everyone, digests)
+    for rank, other in enumerate(everyone):
+        for name, numbers in digests.items():
+            if other.get(name) != numbers:
+                raise ValueError(
+                    f"{name}: processes {dist.get_rank()} and {rank} built different initial weights; build the model "
+                    "under the same seed on every process (torch.manual_seed)"
+                )
+
+
+def _average_over(data: Axis) -> Callable[[Tensor], None]:
+    """A hook that averages a gradient over the replicas once it is complete.
+
+    Averaging what is averaged already changes nothing, so gradients accumulated over several backward passes come out
+    right as well.
+    """
+
+    def average(parameter: Tensor) -> None:
+        grad = local(parameter.grad)
+        assert grad is not None
+        dist.all_reduce(grad, group=data.group)
+        grad.div_(data.size)
+
+    return average

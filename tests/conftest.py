@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests, and the table of measured errors at the end of a run."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.ranks import Ranks
+
+_measured: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """A pool of real processes."""
+    pool = Ranks()
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture
+def measured() -> Callable[[str], None]:
+    """Add a line to the table of measured errors."""
+    return _measured.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _measured:
+        terminalreporter.section("measured against the plain model")
+        for line in _measured:
+            terminalreporter.write_line(line)

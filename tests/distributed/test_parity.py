@@ -1,0 +1,55 @@
+"""Correctness is parity: a placed model equals the plain model on one device, on every mesh."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests import networks
+from tests.parity import compare
+from tests.ranks import Ranks
+
+BOUND = 1e-10
+MESHES = {"1x1": (1, 1), "1x2": (2, 2), "1x4": (4, 4), "2x1": (2, 1), "2x2": (4, 2)}  # data x lane: ranks, lane devices
+SHAPES = {1: (8, 3, 32), 2: (8, 3, 16, 16), 3: (8, 3, 8, 8, 8)}
+
+
+def check(errors: dict[str, float], noise: dict[str, float], name: str, measured: Callable[[str], None]) -> None:
+    for group, error in errors.items():
+        measured(f"{name:34} {group:16} error {error:.1e}   one-ulp noise of the plain model {noise[group]:.1e}")
+        assert error <= BOUND, f"{name}: {group} differ by {error:.2e}"
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("dims", SHAPES)
+def test_every_layer(ranks: Ranks, measured: Callable[[str], None], mesh: str, dims: int) -> None:
+    world, lane_devices = MESHES[mesh]
+    build = {1: networks.mixed_1d, 2: networks.mixed_2d, 3: networks.mixed_3d}[dims]
+    errors, noise = ranks(compare, world, build, SHAPES[dims], lane_devices)[0]
+    assert set(errors) == {"outputs", "input gradients", "gradients", "parameters", "statistics"}
+    check(errors, noise, f"every layer, {dims}-D, {mesh}", measured)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("net", ["small_alexnet", "small_alexnet_talking", "small_alexnet_apart"])
+def test_small_alexnet(ranks: Ranks, measured: Callable[[str], None], mesh: str, net: str) -> None:
+    world, lane_devices = MESHES[mesh]
+    errors, noise = ranks(compare, world, getattr(networks, net), (4, 3, 64, 64), lane_devices)[0]
+    check(errors, noise, f"{net}, {mesh}", measured)
+
+
+@pytest.mark.parametrize("ways", [("gather", "scatter_sum"), ("scatter_sum", "gather")])
+@pytest.mark.parametrize("head", ["leave_sum", "gather+leave"])
+def test_both_ends_of_a_dense_layer(
+    ranks: Ranks, measured: Callable[[str], None], ways: tuple[str, str], head: str
+) -> None:
+    override = {"wide": ways[0], "skip": ways[1], "fc5": ways[0], "fc7": ways[1], "head": head}
+    errors, noise = ranks(compare, 2, networks.mixed_2d, SHAPES[2], 2, 3, 0.5, 0.01, override)[0]
+    check(errors, noise, f"{'/'.join(ways)}, {head}", measured)
+
+
+@pytest.mark.parametrize("mesh", ["1x2", "1x4"])
+def test_channels_last(ranks: Ranks, measured: Callable[[str], None], mesh: str) -> None:
+    world, lane_devices = MESHES[mesh]
+    arguments = (networks.small_alexnet, (4, 3, 64, 64), lane_devices, 3, 0.5, 0.01, None, True)
+    errors, noise = ranks(compare, world, *arguments)[0]
+    check(errors, noise, f"small_alexnet, channels last, {mesh}", measured)

@@ -1,0 +1,180 @@
+"""What a placed model must equal, and how equality is measured (design: "What a mesh must equal").
+
+One replica: the plain model on the whole batch. R replicas: the plain model run on each replica's part of the batch with
+that replica's random stream and its own batch-norm statistics, gradients averaged. All in float64.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+import lanes
+from lanes.mesh import DATA_AXIS, axis, replica_seed
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Outcome:
+    """What is compared, by group and name."""
+
+    groups: dict[str, Tensors] = field(default_factory=dict)
+
+    def errors_against(self, other: "Outcome") -> dict[str, float]:
+        """The largest relative error of each group."""
+        assert self.groups.keys() == other.groups.keys()
+        return {group: relative_error(tensors, other.groups[group]) for group, tensors in self.groups.items()}
+
+
+def relative_error(ours: Tensors, theirs: Tensors) -> float:
+    """max|a - b| / max(max|b|, 1e-6 x the largest of all such tensors), the largest over all tensors."""
+    assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+    largest = max(t.abs().max().item() for t in theirs.values())
+    worst = 0.0
+    for name, b in theirs.items():
+        assert ours[name].shape == b.shape, name
+        assert ours[name].isfinite().all(), name
+        worst = max(worst, (ours[name] - b).abs().max().item() / max(b.abs().max().item(), 1e-6 * largest))
+    return worst
+
+
+@contextmanager
+def stream(state: dict[str, Tensor]) -> Iterator[None]:
+    """Draw from a random stream of its own, kept in ``state``."""
+    outside = torch.get_rng_state()
+    torch.set_rng_state(state["rng"])
+    yield
+    state["rng"] = torch.get_rng_state()
+    torch.set_rng_state(outside)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def make_optimizer(net: nn.Module, lr: float) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+
+
+def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, labels)
+
+
+def run_plain(
+    build: Callable[[], nn.Module], images: Tensor, labels: Tensor, replicas: int, *, steps: int, clip: float, lr: float
+) -> Outcome:
+    """The specification: plain models, one per replica, with shared weights."""
+    torch.manual_seed(0)
+    nets = [build().double()]
+    nets += [copy.deepcopy(nets[0]) for _ in range(replicas - 1)]
+    optimizer = make_optimizer(nets[0], lr)
+    streams: list[dict[str, Tensor]] = []
+    for replica in range(replicas):
+        streams.append({"rng": torch.Generator().manual_seed(replica_seed(1, replica)).get_state()})
+    outcome = Outcome()
+    for step in range(steps):
+        read = [part.clone().requires_grad_() for part in images.chunk(replicas)]
+        outputs = []
+        for net, state, part, targets in zip(nets, streams, read, labels.chunk(replicas), strict=True):
+            net.zero_grad()
+            with stream(state):
+                outputs.append(net(part))
+            loss_of(outputs[-1], targets).backward()
+        for parameters in zip(*(net.parameters() for net in nets), strict=True):
+            parameters[0].grad = torch.stack([p.grad for p in parameters]).mean(0)
+        if step == 0:
+            outcome.groups["outputs"] = {str(r): whole(o) for r, o in enumerate(outputs)}
+            outcome.groups["input gradients"] = {str(r): whole(x.grad) for r, x in enumerate(read)}
+            outcome.groups["gradients"] = {n: whole(p.grad) for n, p in nets[0].named_parameters()}
+        torch.nn.utils.clip_grad_norm_(nets[0].parameters(), clip)
+        optimizer.step()
+        for net in nets[1:]:
+            for ours, theirs in zip(net.parameters(), nets[0].parameters(), strict=True):
+                ours.data.copy_(theirs.data)
+    outcome.groups["parameters"] = {n: whole(p) for n, p in nets[0].named_parameters()}
+    buffers = {
+        n: torch.stack([dict(net.named_buffers())[n].double() for net in nets]).mean(0)
+        for n, _ in nets[0].named_buffers()
+    }
+    if buffers:
+        outcome.groups["statistics"] = buffers
+    return outcome
+
+
+def run_placed(  # noqa: PLR0913
+    build: Callable[[], nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    lane_devices: int,
+    *,
+    steps: int,
+    clip: float,
+    lr: float,
+    override: dict[str, str] | None = None,
+) -> Outcome:
+    """The same on this process's mesh."""
+    mesh = lanes.init_mesh(lane_devices)
+    data = axis(mesh, DATA_AXIS)
+    torch.manual_seed(0)
+    net = build().double()
+    plan = lanes.plan(net, images[:2].clone().requires_grad_(), lane_devices=lane_devices, override=override)
+    lanes.place(net, plan, mesh)
+    optimizer = make_optimizer(net, lr)
+    lanes.seed_replica(mesh, 1)
+    outcome = Outcome()
+    part, targets = images.chunk(data.size)[data.index], labels.chunk(data.size)[data.index]
+    for step in range(steps):
+        read = part.clone().requires_grad_()
+        outputs = net(read)
+        optimizer.zero_grad()
+        loss_of(outputs, targets).backward()
+        if step == 0:
+            outcome.groups["outputs"] = _of_replicas(outputs, data)
+            outcome.groups["input gradients"] = _of_replicas(read.grad, data)
+            outcome.groups["gradients"] = {n: whole(p.grad) for n, p in net.named_parameters()}
+        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+    lanes.average_statistics(net, mesh)
+    outcome.groups["parameters"] = {n: whole(p) for n, p in net.named_parameters()}
+    buffers = {n: whole(b).double() for n, b in net.named_buffers()}
+    if buffers:
+        outcome.groups["statistics"] = buffers
+    return outcome
+
+
+def _of_replicas(tensor: Tensor, data: "lanes.mesh.Axis") -> Tensors:
+    parts = [torch.empty_like(tensor) for _ in range(data.size)]
+    torch.distributed.all_gather(parts, tensor.detach().contiguous(), group=data.group)
+    return {str(replica): part for replica, part in enumerate(parts)}
+
+
+def compare(  # noqa: PLR0913
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    lane_devices: int,
+    steps: int = 10,
+    clip: float = 0.5,
+    lr: float = 0.01,
+    override: dict[str, str] | None = None,
+    channels_last: bool = False,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Errors of the placed model against the plain one, and of the plain one against itself, one ulp of input apart."""
+    world = torch.distributed.get_world_size()
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(shape, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 10, (shape[0],), generator=generator)
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    replicas = world // lane_devices
+    placed = run_placed(build, images, labels, lane_devices, steps=steps, clip=clip, lr=lr, override=override)
+    if torch.distributed.get_rank() != 0:
+        return {}, {}
+    plain = run_plain(build, images, labels, replicas, steps=steps, clip=clip, lr=lr)
+    nudged = run_plain(build, images * (1 + 2**-52), labels, replicas, steps=steps, clip=clip, lr=lr)
+    return placed.errors_against(plain), nudged.errors_against(plain)
