@@ -50,8 +50,8 @@ class Placed:
 class _Mixing(Placed):
     """Convolutions and linear layers: cross, compute with the own part of the weight, cross, add the bias."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Any
+    bias: Any
 
     def _arithmetic(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -77,12 +77,13 @@ class _Convolution(_Mixing):
     _skip: tuple[int, ...] | None  # strides by which the input is thinned out before it crosses
 
     def _arithmetic(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined, no-any-return]
+        return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C or c, ...] -> [N, C or c, ...]; a strided 1x1 reads, and sends, only the places it needs."""
         if self._skip is not None:
-            x = x[(..., *(slice(None, None, step) for step in self._skip))]
+            places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self._skip))
+            x = x[places]
         return super().forward(x)
 
 

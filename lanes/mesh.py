@@ -104,18 +104,38 @@ def axis(mesh: DeviceMesh, name: str) -> Axis:
     return Axis(mesh.get_group(name), mesh[name].size(), mesh.get_local_rank(name))
 
 
-def replica_seed(seed: int, replica: int) -> int:
-    """The seed of the random stream of one replica: different replicas, unrelated streams."""
-    return int(numpy.random.SeedSequence(seed, spawn_key=(replica,)).generate_state(1, numpy.uint64)[0] >> 1)
+def replica_seed(seed: int, replica: int, epoch: int = 0) -> int:
+    """The seed of one replica's random stream in one epoch: all different, all unrelated."""
+    return int(numpy.random.SeedSequence(seed, spawn_key=(replica, epoch)).generate_state(1, numpy.uint64)[0] >> 1)
 
 
-def seed_replica(mesh: DeviceMesh, seed: int) -> None:
+def seed_replica(mesh: DeviceMesh, seed: int, epoch: int = 0) -> None:
     """Start the random stream of this process's replica.
 
     The stream is torch's default generator: all lane devices of a replica draw the same numbers from it, at the plain
     model's shapes, and keep their channels' part, so masks and augmentation do not depend on how lanes are spread.
     """
-    torch.manual_seed(replica_seed(seed, axis(mesh, DATA_AXIS).index))
+    torch.manual_seed(replica_seed(seed, axis(mesh, DATA_AXIS).index, epoch))
+
+
+def check_alike(along: Axis, tensor: Tensor, what: str) -> None:
+    """Check that all processes along an axis hold the same tensor, and stand at the same point of their random stream.
+
+    Raises:
+        ValueError: names the tensor and the process that differs from the first.
+    """
+    numbers = torch.tensor([*digest(tensor), torch.initial_seed() % 2**52], dtype=torch.float64)
+    everyone: list[Tensor] = [torch.empty_like(numbers) for _ in range(along.size)]
+    if tensor.is_cuda:
+        numbers, everyone = numbers.cuda(), [t.cuda() for t in everyone]
+    dist.all_gather(everyone, numbers, group=along.group)
+    for index, other in enumerate(everyone):
+        if not torch.equal(other, everyone[0]):
+            raise ValueError(
+                f"lane devices 0 and {index} of a replica differ in {what}: "
+                f"{everyone[0].tolist()} and {other.tolist()} "
+                "(sums, seed); read data and draw random numbers alike on every process"
+            )
 
 
 def digest(*tensors: Tensor) -> tuple[float, ...]:

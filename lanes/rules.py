@@ -22,10 +22,10 @@ class PlanError(ValueError):
     """A model that cannot be placed exactly: the message names the layer, the numbers and the way out."""
 
 
-CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # type -> spatial dimensions
+CONVOLUTIONS: dict[Any, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # type -> spatial dimensions
 MIXING = (*CONVOLUTIONS, GroupedLinear, nn.Linear)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-DROPOUTS: dict[type[nn.Module], int] = {nn.Dropout: 0, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
+DROPOUTS: dict[Any, int] = {nn.Dropout: 0, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
 RESPONSE_NORMS = (LocalResponseNorm, nn.LocalResponseNorm)
 # Layers without parameters that treat every channel alone and in the same way.
 CHANNELWISE = (
@@ -39,8 +39,8 @@ LAYERS = {*MIXING, *BATCH_NORMS, *DROPOUTS, *RESPONSE_NORMS, *CHANNELWISE, nn.Fl
 
 # Operations between layers that treat every channel alone, by PyTorch's names (methods, functions and in-place).
 ELEMENTWISE = set(
-    """relu relu6 leaky_relu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid tanh softplus
-    softsign abs neg square sqrt rsqrt exp log clamp pow contiguous clone detach to float double half bfloat16 type
+    """relu relu6 leaky_relu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid tanh
+    softplus softsign abs neg square sqrt rsqrt exp log clamp pow contiguous clone detach to float double half bfloat16 type
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""".split()
@@ -89,7 +89,7 @@ def is_layer(module: nn.Module) -> bool:
     return type(module) in LAYERS
 
 
-def groups_of(module: nn.Module) -> int:
+def groups_of(module: nn.Module | None) -> int:
     """In how many groups a convolution or linear layer is cut."""
     return int(getattr(module, "groups", 1))
 
@@ -220,13 +220,14 @@ def _mixing_ways(call: Call, state: str, lane_devices: int, final: bool) -> list
         if state == WHOLE and type(call.layer) is nn.Linear:
             return ["whole"]
         raise PlanError(
-            f"{call.where}: a {call.function} is placed on batches of {expected} dimensions with channels in dimension 1, "
-            f"it reads {list(call.inputs[0].shape)}"
+            f"{call.where}: a {call.function} is placed on batches of {expected} dimensions with channels in "
+            f"dimension 1, it reads {list(call.inputs[0].shape)}"
         )
     if groups > 1:
         if groups % lane_devices:
             raise PlanError(
-                f"{call.where}: {out_channels} channels in {groups} groups do not divide over {lane_devices} lane devices"
+                f"{call.where}: {out_channels} channels in {groups} groups do not divide over "
+                f"{lane_devices} lane devices"
             )
         if state == WHOLE:
             return ["enter+own"]
@@ -246,8 +247,8 @@ def _check_channelwise(call: Call, lane_devices: int) -> None:
     module, shape = call.layer, list(call.inputs[0].shape)
     if isinstance(module, nn.LocalResponseNorm):
         raise PlanError(
-            f"{call.where}: torch.nn.LocalResponseNorm mixes neighbours among all {shape[1]} channels, over the borders of "
-            "lanes; use lanes.models.LocalResponseNorm(..., lanes=...)"
+            f"{call.where}: torch.nn.LocalResponseNorm mixes neighbours among all {shape[1]} channels, over the "
+            "borders of lanes; use lanes.models.LocalResponseNorm(..., lanes=...)"
         )
     if isinstance(module, LocalResponseNorm) and module.lanes % lane_devices:
         raise PlanError(
@@ -307,7 +308,7 @@ def glue(call: Call, inputs: list[str], batch: int, lane_devices: int) -> str:
 
 
 def _keeps_channels(call: Call, inputs: list[str], batch: int) -> bool:
-    """Whether an operation on laned tensors, run on each device's own channels, gives the own channels of its result."""
+    """Whether an operation, run on each device's own channels, gives the own channels of its result."""
     name = call.function.strip("_")
     shapes = [value.shape for value in call.inputs]
     if name in ELEMENTWISE:

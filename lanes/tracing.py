@@ -176,7 +176,7 @@ class _Recorder(TorchFunctionMode):
 @contextmanager
 def _hooked(recorder: _Recorder) -> Iterator[None]:
     handles = [
-        register_module_forward_pre_hook(lambda module, args: recorder.enter_module(module, args)),
+        register_module_forward_pre_hook(recorder.enter_module),
         register_module_forward_hook(lambda module, args, output: recorder.leave_module(module, output)),
     ]
     try:

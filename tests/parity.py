@@ -1,7 +1,7 @@
 """What a placed model must equal, and how equality is measured (design: "What a mesh must equal").
 
-One replica: the plain model on the whole batch. R replicas: the plain model run on each replica's part of the batch with
-that replica's random stream and its own batch-norm statistics, gradients averaged. All in float64.
+One replica: the plain model on the whole batch. R replicas: the plain model run on each replica's part of the batch
+with that replica's random stream and its own batch-norm statistics, gradients averaged. All in float64.
 """
 
 import copy
@@ -107,7 +107,7 @@ def run_plain(
     return outcome
 
 
-def run_placed(  # noqa: PLR0913
+def run_placed(
     build: Callable[[], nn.Module],
     images: Tensor,
     labels: Tensor,
@@ -154,7 +154,7 @@ def _of_replicas(tensor: Tensor, data: "lanes.mesh.Axis") -> Tensors:
     return {str(replica): part for replica, part in enumerate(parts)}
 
 
-def compare(  # noqa: PLR0913
+def compare(
     build: Callable[[], nn.Module],
     shape: tuple[int, ...],
     lane_devices: int,

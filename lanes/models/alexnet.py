@@ -227,7 +227,7 @@ class SmallAlexNet(_EightLayers):
         ValueError: as AlexNet, or image_size is not between 32 and 64.
     """
 
-    def __init__(  # noqa: PLR0913 (flat, so that a configuration file can name each)
+    def __init__(
         self,
         num_classes: int = 10,
         lanes: int = 2,

@@ -83,9 +83,7 @@ class _LaneResponseNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0913, PLR0917 (autograd.Function takes its arguments by position)
-        ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, lanes: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, lanes: int) -> Tensor:
         wide = _at_least_float32(x)
         base = _window_sum(wide * wide, before=size // 2, after=(size - 1) // 2, lanes=lanes)
         base.mul_(alpha / size).add_(k)

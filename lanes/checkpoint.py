@@ -1,0 +1,235 @@
+"""Checkpoints in the plain model's names and shapes, whatever the layout that wrote them.
+
+A checkpoint is a folder::
+
+    model.safetensors      parameters and buffers: the plain model's state_dict
+    optimizer.safetensors  optimizer tensors, named <parameter>.<key>, e.g. conv1.weight.momentum_buffer
+    state.json             everything else: learning rates, counters, the caller's state, the layout, versions
+
+``torch.distributed.checkpoint`` writes each device's part and joins the parts; a loader on any layout reads just its
+own slices. Nothing is pickled. The folder appears under its name only when it is whole.
+"""
+
+import importlib.metadata
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lanes.statecodec import decode, encode
+
+FORMAT = "lanes-checkpoint/1"
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def save_checkpoint(
+    path: str | Path, model: nn.Module, optimizers: Sequence[Optimizer] = (), state: dict[str, Any] | None = None
+) -> None:
+    """Write a checkpoint folder. All processes of the mesh must call it, with the same path on a shared file system.
+
+    Args:
+        path: the folder; an earlier checkpoint of that name is replaced once the new one is whole.
+        model: placed or plain.
+        optimizers: whose tensors and settings are saved too.
+        state: plain values and small tensors to get back from :func:`load_checkpoint`.
+
+    Raises:
+        TypeError: names the value in ``state`` that JSON cannot hold; nothing is written.
+    """
+    path = Path(path)
+    tensors, names = dict(model.state_dict()), _names(model)
+    settings = [_settings(optimizer, names) for optimizer in optimizers]
+    momenta = {key: t for optimizer in optimizers for key, t in _optimizer_tensors(optimizer, names)}
+    versions = {package: importlib.metadata.version(package) for package in ("lanes", "torch", "lightning")}
+    document = {"format": FORMAT, "versions": versions, "optimizers": settings, "state": state or {}}
+    text = json.dumps(encode(document), indent=1)
+    partial = path.with_name(f".{path.name}.partial")
+    if _first():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    files = dict.fromkeys(tensors, 1) | dict.fromkeys(momenta, 2)
+    writer = HuggingFaceStorageWriter(
+        str(partial), fqn_to_index_mapping=files, save_distributed=True, enable_consolidation=True
+    )
+    with _quiet():
+        dcp.save(tensors | momenta, storage_writer=writer, no_dist=not dist.is_initialized())
+    if _first():
+        shutil.rmtree(partial / "sharded")
+        (partial / "model.safetensors.index.json").unlink()  # it names the files before they get their names
+        for written, name in zip(sorted(partial.glob("*.safetensors")), (MODEL, OPTIMIZER), strict=False):
+            written.rename(partial / name)
+        (partial / STATE).write_text(text)
+        _replace(path, partial)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def load_checkpoint(path: str | Path, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
+    """Read a checkpoint into a model on any layout, placed or plain; all processes must call it.
+
+    Args:
+        path: a folder that :func:`save_checkpoint` wrote.
+        model: its parameters and buffers are overwritten.
+        optimizers: as many as were saved, over the same parameters; their state is overwritten. None: weights only.
+
+    Returns:
+        The ``state`` that was given to :func:`save_checkpoint`.
+
+    Raises:
+        FileNotFoundError: ``path`` is no checkpoint folder.
+        ValueError: it is of another format, or of another architecture (names the first difference); the model is left
+            as it was.
+    """
+    path = Path(path)
+    document = _read_document(path)
+    tensors = dict(model.state_dict())
+    _check_architecture(path, tensors)
+    if optimizers:
+        if len(document["optimizers"]) != len(optimizers):
+            raise ValueError(
+                f"{path} holds the state of {len(document['optimizers'])} optimizers, not {len(optimizers)}"
+            )
+        for optimizer, settings in zip(optimizers, document["optimizers"], strict=True):
+            _load_settings(optimizer, settings, _names(model))
+        tensors |= _empty_optimizer_tensors(path, model, optimizers)
+    reader = HuggingFaceStorageReader(str(path))
+    with _quiet():
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    state: dict[str, Any] = document["state"]
+    return state
+
+
+def check_checkpoint(path: str | Path, model: nn.Module) -> None:
+    """Check that a checkpoint can be read into a model (which may be on "meta"), without reading its tensors.
+
+    Raises:
+        FileNotFoundError: ``path`` is no checkpoint folder.
+        ValueError: it is of another format or architecture; names the first difference.
+    """
+    _read_document(Path(path))
+    _check_architecture(Path(path), dict(model.state_dict()))
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether ``path`` is a folder that :func:`save_checkpoint` wrote."""
+    return (Path(path) / STATE).is_file() and (Path(path) / MODEL).is_file()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A single process is what was asked for; torch need not warn of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _replace(path: Path, new: Path) -> None:
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    if not is_checkpoint(path):
+        raise FileNotFoundError(f"{path} is no checkpoint: a folder with {MODEL} and {STATE} is expected")
+    document = decode(json.loads((path / STATE).read_text()))
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{path} has the format {document.get('format')!r}; this version reads {FORMAT!r}")
+    return document
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    with safe_open(file, framework="pt") as opened:
+        return {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+
+
+def _check_architecture(path: Path, tensors: dict[str, Tensor]) -> None:
+    saved = _shapes(path / MODEL)
+    problem = None
+    for name, tensor in tensors.items():
+        if name not in saved:
+            problem = f"it has no {name!r}, which the model has"
+        elif saved[name] != list(tensor.shape):
+            problem = f"{name!r} is {saved[name]} in it and {list(tensor.shape)} in the model"
+        if problem:
+            break
+    else:
+        extra = next((name for name in saved if name not in tensors), None)
+        problem = f"it has {extra!r}, which the model has not" if extra else None
+    if problem:
+        raise ValueError(
+            f"{path} is a checkpoint of another architecture: {problem}; use the config it was trained with"
+        )
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> Iterator[tuple[str, Tensor]]:
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                yield f"{names[id(parameter)]}.{key}", value
+
+
+def _settings(optimizer: Optimizer, names: dict[int, str]) -> dict[str, Any]:
+    """What an optimizer holds beside tensors: its groups' settings, and plain values in its state."""
+    groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+    values = {
+        names[id(parameter)]: {k: v for k, v in state.items() if not isinstance(v, Tensor)}
+        for parameter, state in optimizer.state.items()
+    }
+    return {"groups": groups, "values": values}
+
+
+def _load_settings(optimizer: Optimizer, settings: dict[str, Any], names: dict[int, str]) -> None:
+    if len(settings["groups"]) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the checkpoint has {len(settings['groups'])} parameter groups, "
+            f"the optimizer {len(optimizer.param_groups)}"
+        )
+    for group, saved in zip(optimizer.param_groups, settings["groups"], strict=True):
+        group.update({key: value for key, value in saved.items() if key != "params"})
+    optimizer.state.clear()
+    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    for name, values in settings["values"].items():
+        optimizer.state[parameters[name]].update(values)
+
+
+def _empty_optimizer_tensors(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Make room in the optimizers for the tensors that the checkpoint holds, laid out like their parameters."""
+    if not (path / OPTIMIZER).is_file():
+        return {}
+    parameters = dict(model.named_parameters())
+    owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    tensors: dict[str, Tensor] = {}
+    with safe_open(path / OPTIMIZER, framework="pt") as opened:
+        for full in opened.keys():  # noqa: SIM118
+            name, key = full.rsplit(".", 1)
+            parameter = parameters[name]
+            whole = opened.get_slice(full)
+            alike = list(parameter.shape) == whole.get_shape()
+            empty = torch.zeros_like(parameter) if alike else opened.get_tensor(full)  # scalars such as Adam's step
+            assert isinstance(empty, DTensor | Tensor)
+            tensors[full] = owners[id(parameter)].state[parameter][key] = empty.detach()
+    return tensors

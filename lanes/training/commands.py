@@ -1,0 +1,224 @@
+"""The verbs behind ``lanes``: LightningCLI, with checks before anything is spent and mistakes told in one line."""
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lanes.checkpoint import check_checkpoint
+from lanes.training.callbacks import PlanReport, PredictionWriter, Rates
+from lanes.training.module import Classifier
+from lanes.training.strategy import LaneStrategy, choose_lane_devices
+
+RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
+MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException)
+
+
+class Mistake(Exception):
+    """Wrong input, told in one line."""
+
+
+class _Parser(LightningArgumentParser):
+    """Tells what is wrong in one line, and which key may have been meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise Mistake(_one_line(message, [action.dest for action in self._actions]))
+
+
+def _one_line(message: str, keys: list[str]) -> str:
+    text = " ".join(message.split())
+    unknown = re.search(r"[Kk]ey ['\"]([\w.]+)['\"] is not expected|[Uu]nrecognized arguments: --([\w.]+)", text)
+    if unknown is None:
+        return text
+    wrong = unknown.group(1) or unknown.group(2)
+    known = {key.rsplit(".", 1)[-1]: key for key in keys} | {key: key for key in keys}
+    match = difflib.get_close_matches(wrong, known, n=1) or difflib.get_close_matches(
+        wrong.rsplit(".", 1)[-1], known, n=1
+    )
+    return f"{text}; did you mean {known[match[0]]!r}?" if match else text
+
+
+class LanesCLI(LightningCLI):
+    """LightningCLI for a :class:`Classifier` on a :class:`LaneStrategy`; every ``fit`` has a folder of its own."""
+
+    def __init__(self, args: list[str], *, run: bool = True) -> None:
+        self.checked = False  # once it is, errors are no mistakes of the input any more
+        self._only_plan = not run
+        super().__init__(
+            Classifier,
+            LightningDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "strategy": {"class_path": "lanes.training.LaneStrategy"},
+                "logger": {"class_path": "lanes.training.LanesLogger"},
+                "default_root_dir": "runs/lanes",
+                "enable_model_summary": False,  # the plan tells more
+                "callbacks": [PlanReport(), Rates(), PredictionWriter(), RichProgressBar(leave=True)],
+            },
+            parser_class=_Parser,
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The checkpoint callback's keys, and the image size that the data tells the model."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/top1",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": "link",
+                "checkpoint.filename": "epoch={epoch:03d}-step={step:06d}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        if self._only_plan:
+            parser.add_argument("--save", type=str, default=None, help="also write the plan to this YAML file")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder: the next number below trainer.default_root_dir."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        folder = Path(config.trainer.default_root_dir)
+        if self.subcommand == "fit":
+            folder = Path(os.environ.setdefault(RUN_FOLDER, str(_next_folder(folder))))
+        config.trainer.default_root_dir = str(folder)
+        logger = config.trainer.logger
+        if hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger"):
+            logger.init_args.save_dir = folder
+            logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(folder / "checkpoints")
+
+    def layout(self) -> int:
+        """The number of lane devices that the configuration leads to.
+
+        Raises:
+            ValueError: it cannot be.
+        """
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, LaneStrategy):
+            raise ValueError(f"trainer.strategy is {type(strategy).__name__}; use lanes.training.LaneStrategy")
+        self.model.trainer = self.trainer
+        return choose_lane_devices(self.model, strategy.lane_devices, strategy.num_processes, self.trainer.num_nodes)
+
+    def check(self) -> None:
+        """Find the mistakes that can be found before processes start: layout, network, data, checkpoint.
+
+        Raises:
+            ValueError: names the value and the way out.
+        """
+        model = self.model
+        self.layout()
+        classes = getattr(self.datamodule, "num_classes", None)
+        if classes is not None and classes > model.num_classes:
+            raise ValueError(
+                f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes"
+            )
+        path = self.config[self.subcommand].get("ckpt_path") if self.subcommand else None
+        if path and path not in ("best", "last", "hpc"):
+            check_checkpoint(path, model.plain_net())
+        self.checked = True
+
+    before_fit = before_validate = before_test = before_predict = check
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Say how it went and where everything is."""
+        trainer, folder = self.trainer, Path(self.trainer.default_root_dir)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        checkpoints = trainer.checkpoint_callback
+        best = checkpoints.best_model_path if isinstance(checkpoints, ModelCheckpoint) else ""
+        shown = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
+        said = [
+            f"{label} {metrics[k]:.2%}" if "top" in k else f"{label} {metrics[k]:.4f}"
+            for k, label in shown.items()
+            if k in metrics
+        ]
+        print(f"\n{', '.join(said) or 'trained'} after {trainer.global_step} steps")
+        places = {
+            "checkpoint": best,
+            "log": getattr(trainer.logger, "run_folder", None),
+            "filter pictures": folder / "filters",
+        }
+        for label, place in places.items():
+            if place and Path(place).exists():
+                print(f"{label + ':':17}{_near(place)}")
+
+    @rank_zero_only
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        print(f"predictions:     {_near(self.trainer.default_root_dir)}/predictions-*.csv")
+
+
+def _near(path: str | Path) -> str:
+    """A path as a person would write it from here."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _next_folder(root: Path) -> Path:
+    taken = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.is_dir() else []
+    return root / str(max(taken, default=0) + 1)
+
+
+def _hush() -> None:
+    """Leave out remarks of the libraries that do not help here."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*LightningCLI's args parameter.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*`srun` command is available.*",
+        ".*across ranks is.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*It is recommended to use .*sync_dist=True.*",
+        ".*During `trainer.(validate|test).*it is recommended to use.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "💡" not in r.getMessage())
+
+
+def run(verb: str, args: list[str]) -> None:
+    """Run one verb.
+
+    Raises:
+        SystemExit: code 2 for a mistake in the input, after one line on stderr.
+    """
+    _hush()
+    cli: Any = None
+    try:
+        cli = LanesCLI.__new__(LanesCLI)
+        if verb == "plan":
+            cli.__init__(args, run=False)
+            plan = cli.model.plan(cli.layout())
+            print(plan)
+            if cli.config.save:
+                plan.save(cli.config.save)
+        else:
+            cli.__init__([verb, *args])
+    except Mistake as mistake:
+        _fail(verb, mistake)
+    except MISTAKES as mistake:
+        if getattr(cli, "checked", False):
+            raise
+        _fail(verb, mistake)
+
+
+def _fail(verb: str, mistake: Exception) -> NoReturn:
+    if os.environ.get("LANES_DEBUG"):
+        raise mistake
+    print(f"lanes {verb}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
+    raise SystemExit(2)
