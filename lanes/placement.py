@@ -52,7 +52,8 @@ def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bo
             _distribute(module, layers[name].way, mesh, lane)
         if type(module) in PLACED and not (WAYS[layers[name].way].output == WHOLE and type(module) in DROPOUTS):
             become_placed(module, layers[name].way, lane, data, sync_batch_norm=sync_batch_norm)
-    _check_alike(digests, dist.get_world_size())
+    for along in (lane, data):
+        _check_built_alike(digests, along)
     if data.size > 1:  # with one replica there is nothing to average
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_average_over(data))
@@ -135,16 +136,16 @@ def _own_part(whole: Tensor, dim: int | None, mesh: DeviceMesh, lane: Axis) -> D
     return DTensor.from_local(part, mesh, [Replicate(), placement], run_check=False)
 
 
-def _check_alike(digests: dict[str, tuple[float, ...]], processes: int) -> None:
+def _check_built_alike(digests: dict[str, tuple[float, ...]], along: Axis) -> None:
     """Refuse processes that built different models: nothing later would tell."""
-    everyone: list[dict[str, tuple[float, ...]]] = [{}] * processes
-    dist.all_gather_object(everyone, digests)
-    for rank, other in enumerate(everyone):
+    everyone: list[dict[str, tuple[float, ...]]] = [{}] * along.size
+    dist.all_gather_object(everyone, digests, group=along.group)
+    for index, other in enumerate(everyone):
         for name, numbers in digests.items():
             if other.get(name) != numbers:
                 raise ValueError(
-                    f"{name}: processes {dist.get_rank()} and {rank} built different initial weights; build the model "
-                    "under the same seed on every process (torch.manual_seed)"
+                    f"{name}: processes {along.index} and {index} of {along.size} built different initial weights; "
+                    "build the model under the same seed on every process (torch.manual_seed)"
                 )
 
 

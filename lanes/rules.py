@@ -40,8 +40,8 @@ LAYERS = {*MIXING, *BATCH_NORMS, *DROPOUTS, *RESPONSE_NORMS, *CHANNELWISE, nn.Fl
 # Operations between layers that treat every channel alone, by PyTorch's names (methods, functions and in-place).
 ELEMENTWISE = set(
     """relu relu6 leaky_relu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid tanh
-    softplus softsign abs neg square sqrt rsqrt exp log clamp pow contiguous clone detach to float double half bfloat16 type
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    softplus softsign abs neg square sqrt rsqrt exp log clamp pow contiguous clone detach to float double half bfloat16
+    type max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""".split()
 )

@@ -80,7 +80,7 @@ class LanesCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/top1",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": "link",
+                "checkpoint.save_last": True,
                 "checkpoint.filename": "epoch={epoch:03d}-step={step:06d}",
                 "checkpoint.auto_insert_metric_name": False,
             }

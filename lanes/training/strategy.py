@@ -97,6 +97,11 @@ class LaneStrategy(ModelParallelStrategy):
         """Over the replicas; the lane devices of a replica hold the same value."""
         return super().reduce(tensor, group=self.data_axis.group, reduce_op=reduce_op)
 
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Whether all processes (or any) decided so; counted over all of them, lane devices too."""
+        votes = super().reduce(torch.tensor(int(decision), device=self.root_device), reduce_op="sum")
+        return int(votes) == self.world_size if all else int(votes) > 0
+
     def on_validation_start(self) -> None:
         """Evaluate with the same batch-norm statistics on every replica."""
         average_statistics(self._net, self.device_mesh)
