@@ -6,8 +6,9 @@ A checkpoint is a folder::
     optimizer.safetensors  optimizer tensors, named <parameter>.<key>, e.g. conv1.weight.momentum_buffer
     state.json             everything else: learning rates, counters, the caller's state, the layout, versions
 
-``torch.distributed.checkpoint`` writes each device's part and joins the parts; a loader on any layout reads just its
-own slices. Nothing is pickled. The folder appears under its name only when it is whole.
+The first process writes; ``torch.distributed.checkpoint`` reads, on any layout, each process just its own slices. (Its
+writer joins the parts of torch 2.13 wrongly: it refuses integers and writes tensors without dimensions as zero.)
+Nothing is pickled. The folder appears under its name only when it is whole.
 """
 
 import importlib.metadata
@@ -23,8 +24,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -55,25 +57,28 @@ def save_checkpoint(
     versions = {package: importlib.metadata.version(package) for package in ("lanes", "torch", "lightning")}
     document = {"format": FORMAT, "versions": versions, "optimizers": settings, "state": state or {}}
     text = json.dumps(encode(document), indent=1)
-    partial = path.with_name(f".{path.name}.partial")
+    whole = {MODEL: _whole(tensors), OPTIMIZER: _whole(momenta)}
     if _first():
+        partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    files = dict.fromkeys(tensors, 1) | dict.fromkeys(momenta, 2)
-    writer = HuggingFaceStorageWriter(
-        str(partial), fqn_to_index_mapping=files, save_distributed=True, enable_consolidation=True
-    )
-    with _quiet():
-        dcp.save(tensors | momenta, storage_writer=writer, no_dist=not dist.is_initialized())
-    if _first():
-        shutil.rmtree(partial / "sharded")
-        (partial / "model.safetensors.index.json").unlink()  # it names the files before they get their names
-        for written, name in zip(sorted(partial.glob("*.safetensors")), (MODEL, OPTIMIZER), strict=False):
-            written.rename(partial / name)
+        for file, contents in whole.items():
+            if contents:
+                save_file(contents, partial / file)
         (partial / STATE).write_text(text)
         _replace(path, partial)
     if dist.is_initialized():
         dist.barrier()
+
+
+def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All of every tensor, on the first process's host, gathered one at a time; nothing on the others."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if _first():
+            whole[name] = full.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return whole
 
 
 def load_checkpoint(path: str | Path, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
@@ -101,6 +106,8 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizers: Sequence[Opt
             raise ValueError(
                 f"{path} holds the state of {len(document['optimizers'])} optimizers, not {len(optimizers)}"
             )
+        for optimizer, settings in zip(optimizers, document["optimizers"], strict=True):
+            _check_settings(path, optimizer, settings, _names(model))
         for optimizer, settings in zip(optimizers, document["optimizers"], strict=True):
             _load_settings(optimizer, settings, _names(model))
         tensors |= _empty_optimizer_tensors(path, model, optimizers)
@@ -199,15 +206,27 @@ def _settings(optimizer: Optimizer, names: dict[int, str]) -> dict[str, Any]:
         names[id(parameter)]: {k: v for k, v in state.items() if not isinstance(v, Tensor)}
         for parameter, state in optimizer.state.items()
     }
-    return {"groups": groups, "values": values}
+    return {"type": type(optimizer).__name__, "groups": groups, "values": values}
+
+
+def _check_settings(path: Path, optimizer: Optimizer, settings: dict[str, Any], names: dict[int, str]) -> None:
+    """Refuse an optimizer of another kind or over other parameters, before anything is changed."""
+    ours = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    theirs = [group["params"] for group in settings["groups"]]
+    if settings["type"] != type(optimizer).__name__:
+        raise ValueError(f"{path} was written with {settings['type']}, the optimizer is {type(optimizer).__name__}")
+    if ours != theirs:
+        flat = [[name for group in groups for name in group] for groups in (theirs, ours)]
+        first = next((name for name in flat[0] if name not in flat[1]), None)
+        what = (
+            f"the state of {first!r}, which the optimizer has not"
+            if first
+            else f"{len(theirs)} groups in another order"
+        )
+        raise ValueError(f"{path} holds {what}; make the optimizer as it was made for the checkpoint")
 
 
 def _load_settings(optimizer: Optimizer, settings: dict[str, Any], names: dict[int, str]) -> None:
-    if len(settings["groups"]) != len(optimizer.param_groups):
-        raise ValueError(
-            f"the checkpoint has {len(settings['groups'])} parameter groups, "
-            f"the optimizer {len(optimizer.param_groups)}"
-        )
     for group, saved in zip(optimizer.param_groups, settings["groups"], strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
     optimizer.state.clear()

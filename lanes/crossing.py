@@ -31,40 +31,56 @@ _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.re
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``x`` [N, C, H, W] or [N, C, D, H, W] are innermost in memory."""
-    return x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[2:].numel() > 1
+    """Whether the channels of ``x`` [N, C, ...] are innermost in memory."""
+    return x.dim() > 2 and x.stride(1) == 1 and x.shape[2:].numel() > 1
 
 
-def _as_stored(x: Tensor) -> tuple[Tensor, int]:
-    """``x`` with its dimensions in memory order, dense, and the place of the channel dimension in it."""
-    if channels_last(x):
-        return x.movedim(1, -1).contiguous(), x.dim() - 1
-    return x.contiguous(), 1
+def empty_stored_like(x: Tensor, channels: int) -> Tensor:
+    """An uninitialised [N, channels, ...] whose dimensions lie in memory in the order of ``x`` [N, C, ...]."""
+    shape = (x.shape[0], channels, *x.shape[2:])
+    order = (0, *range(2, x.dim()), 1) if channels_last(x) else tuple(range(x.dim()))
+    return torch.empty_permuted(shape, order, dtype=x.dtype, device=x.device)
+
+
+def _channel_dim(x: Tensor) -> int:
+    """The place of the channel dimension in memory order."""
+    return x.dim() - 1 if channels_last(x) else 1
+
+
+# Collectives want dense tensors in memory order: ``movedim(1, dim)`` is such a view. What a Function returns must not
+# be a view, or an in-place layer behind it would be refused: so results are allocated whole and written through one.
 
 
 def _all_gather(x: Tensor, lane: Axis) -> Tensor:
     """[N, c, ...] -> [N, C, ...]."""
-    stored, dim = _as_stored(x)
+    dim = _channel_dim(x)
+    stored = x.movedim(1, dim).contiguous()
     parts = stored.new_empty((lane.size, *stored.shape))
     _all_gather_single(parts.flatten(0, 1), stored, group=lane.group)
-    return torch.cat(parts.unbind(), dim).movedim(dim, 1)
+    whole = empty_stored_like(x, x.shape[1] * lane.size)
+    torch.cat(parts.unbind(), dim, out=whole.movedim(1, dim))
+    return whole
 
 
 def _reduce_scatter(x: Tensor, lane: Axis) -> Tensor:
     """[N, C, ...], different on each device -> [N, c, ...], the own channels of the sum."""
-    stored, dim = _as_stored(x)
-    parts = torch.stack(stored.chunk(lane.size, dim))
-    own = parts.new_empty(parts.shape[1:])
-    _reduce_scatter_single(own, parts.flatten(0, 1), group=lane.group)
-    return own.movedim(dim, 1)
+    dim = _channel_dim(x)
+    parts = torch.stack(x.movedim(1, dim).chunk(lane.size, dim))
+    own = empty_stored_like(x, x.shape[1] // lane.size)
+    _reduce_scatter_single(own.movedim(1, dim), parts.flatten(0, 1), group=lane.group)
+    return own
 
 
-def _all_reduce(x: Tensor, lane: Axis) -> Tensor:
+def _all_reduce(x: Tensor, axis: Axis) -> Tensor:
     """[...], different on each device -> [...], the sum."""
-    stored, dim = _as_stored(x) if x.dim() > 1 else (x, 0)
-    total = stored.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=lane.group)
-    return total.movedim(dim, 1) if x.dim() > 1 else total
+    if x.dim() < 2:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=axis.group)
+        return total
+    total = empty_stored_like(x, x.shape[1])
+    stored = total.movedim(1, _channel_dim(x))
+    dist.all_reduce(stored.copy_(x.movedim(1, _channel_dim(x))), group=axis.group)
+    return total
 
 
 class _Gather(Function):
@@ -119,7 +135,20 @@ class _Leave(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0][:, ctx.lane.own(grads[0].shape[1])], None
+        return _Own.apply(grads[0], ctx.lane), None
+
+
+class _Own(Function):
+    """The own channels of a whole tensor, alike on all lane devices: what the backward of ``leave`` does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
+        ctx.lane = lane
+        return x[:, lane.own(x.shape[1])].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return leave(grads[0], ctx.lane), None
 
 
 class _Sum(Function):
@@ -131,6 +160,17 @@ class _Sum(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return sum(grads[0], ctx.lane), None
+
+
+class _Replicated(Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, data: Axis) -> Tensor:
+        ctx.data = data
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return sum(grads[0], ctx.data) / ctx.data.size, None
 
 
 class _Shuffle(Function):
@@ -199,6 +239,16 @@ def sum(x: Tensor, lane: Axis) -> Tensor:
     Forward: all-reduce. Backward: all-reduce. In and out: any shape. Bytes: 2 S (D - 1) / D, the same backward.
     """
     return _Sum.apply(x, lane)
+
+
+def replicated(weight: Tensor, data: Axis) -> Tensor:
+    """A weight of which every replica holds a copy, as each replica uses it.
+
+    Forward: identity. Backward: all-reduce over the *data* axis, divided by its size: the gradient is averaged where it
+    arises, so frozen layers cost nothing, several backward passes accumulate averages, and no hook can get lost.
+    In and out: any shape. Bytes: 0 forward, 2 S (R - 1) / R backward over R replicas, what DDP sends.
+    """
+    return _Replicated.apply(weight, data)
 
 
 def shuffle(x: Tensor, source: Sequence[int], lane: Axis) -> Tensor:

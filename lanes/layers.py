@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lanes import crossing
-from lanes.crossing import channels_last
 from lanes.mesh import Axis
 from lanes.models import GroupedLinear, LocalResponseNorm
 from lanes.rules import skips
@@ -34,6 +33,11 @@ class Placed:
     way_name: str
     lane: Axis
     data: Axis
+
+    def own(self, parameter: Tensor | None) -> Tensor | None:
+        """This process's part of a parameter; its gradient is averaged over the replicas, if there are several."""
+        part = local(parameter)
+        return part if part is None or self.data.size == 1 else crossing.replicated(part, self.data)
 
     @property
     def way(self) -> Way:
@@ -58,7 +62,7 @@ class _Mixing(Placed):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C or c, ...] -> [N, C or c, ...], laned or whole as the layer's way says."""
-        way, weight, bias = self.way, local(self.weight), local(self.bias)
+        way, weight, bias = self.way, self.own(self.weight), self.own(self.bias)
         assert weight is not None
         x = way.before(_as_computed(x), self.lane)
         if not way.bias_after:
@@ -70,7 +74,8 @@ class _Mixing(Placed):
 def _as_computed(x: Tensor) -> Tensor:
     """``x`` in the data type in which autocast will compute: cross in that one, not in a wider one."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.is_floating_point() else x
+    cast = torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64  # as autocast does
+    return x.to(torch.get_autocast_dtype(kind)) if cast else x
 
 
 class _Convolution(_Mixing):
@@ -123,36 +128,49 @@ class _BatchNorm(Placed):
         norm: Any = self
         norm._check_input_dim(x)
         momentum = norm.momentum
-        if norm.training and norm.num_batches_tracked is not None:
+        learns = norm.training and norm.track_running_stats
+        if learns and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
             momentum = 1.0 / float(norm.num_batches_tracked) if momentum is None else momentum
         batch_statistics = norm.training or norm.running_mean is None
-        mean, var = local(norm.running_mean), local(norm.running_var)
-        weight, bias = local(norm.weight), local(norm.bias)
+        mean, var = (local(norm.running_mean), local(norm.running_var)) if learns or not norm.training else (None, None)
+        weight, bias = self.own(norm.weight), self.own(norm.bias)
         if self.sync and batch_statistics:
-            x = _normalised_over_replicas(x, mean, var, momentum, norm.eps, self.data)
-            shape = (1, -1, *[1] * (x.dim() - 2))
-            x = x if weight is None or bias is None else torch.addcmul(bias.view(shape), x, weight.view(shape))
+            x = _normalised_over_replicas(x, weight, bias, (mean, var, momentum, norm.eps), self.data)
         else:
             x = F.batch_norm(x, mean, var, weight, bias, batch_statistics, momentum or 0.0, norm.eps)
         return self.way.after(x, self.lane)
 
 
 def _normalised_over_replicas(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float | None, eps: float, data: Axis
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: tuple[Tensor | None, Tensor | None, float | None, float],
+    data: Axis,
 ) -> Tensor:
-    """``x`` [N, c, ...] with zero mean and unit variance over the batches of all replicas, which have equal sizes."""
+    """Batch norm of ``x`` [N, c, ...] over the batches of all replicas, which have equal sizes.
+
+    ``statistics`` are running mean, running variance, momentum and epsilon. Half precision computes in float32.
+    """
+    running_mean, running_var, momentum, eps = statistics
+    values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     dims = [0, *range(2, x.dim())]
     shape = (1, -1, *[1] * (x.dim() - 2))
     count = x.numel() // x.shape[1] * data.size
-    mean = crossing.sum(x.sum(dims), data) / count
-    centred = x - mean.view(shape)
+    if count == 1:
+        raise ValueError(f"batch norm needs more than one value per channel when training, got input {list(x.shape)}")
+    mean = crossing.sum(values.sum(dims), data) / count
+    centred = values - mean.view(shape)
     var = crossing.sum(centred.square().sum(dims), data) / count
     if running_mean is not None and running_var is not None and momentum is not None:
         with torch.no_grad():
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(var * (count / (count - 1)), momentum)
-    return centred * torch.rsqrt(var + eps).view(shape)
+    values = centred * torch.rsqrt(var + eps).view(shape)
+    values = values if weight is None else values * weight.view(shape)
+    values = values if bias is None else values + bias.view(shape)
+    return values.to(x.dtype)
 
 
 class PlacedBatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -173,7 +191,6 @@ class _Dropout(Placed):
     p: float
     training: bool
     inplace: bool
-    _mask_dims: int  # dimensions of a mask entry: 2 + spatial for plain dropout, N and C only for channel dropout
 
     def _plain(self, ones: Tensor) -> Tensor:
         raise NotImplementedError
@@ -187,10 +204,7 @@ class _Dropout(Placed):
 
     def _ones(self, x: Tensor) -> Tensor:
         """Ones of the plain tensor's shape, data type and memory format, which decide the numbers that are drawn."""
-        shape = (x.shape[0], x.shape[1] * self.lane.size, *x.shape[2:])
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        memory_format = formats[x.dim()] if channels_last(x) else torch.contiguous_format
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format).fill_(1)
+        return crossing.empty_stored_like(x, x.shape[1] * self.lane.size).fill_(1)
 
 
 class PlacedDropout(_Dropout, nn.Dropout):

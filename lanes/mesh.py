@@ -5,6 +5,7 @@ Every process drives one device. The lane axis is innermost, so that the lane de
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -30,6 +31,9 @@ class Axis:
     group: dist.ProcessGroup
     size: int
     index: int
+
+    def __deepcopy__(self, memo: object) -> "Axis":
+        return self  # a copied model runs on the same processes
 
     def own(self, size: int) -> slice:
         """The part of ``size`` channels that this process holds, as a slice along the channel dimension."""
@@ -64,8 +68,7 @@ def check_layout(lane_devices: int, processes: int) -> None:
 def init_mesh(lane_devices: int | None = None, *, device_type: str | None = None) -> DeviceMesh:
     """Make the mesh of all processes: replicas x lane devices.
 
-    Starts the process group if nobody has: from the environment that ``torchrun`` and SLURM launchers set, or of this
-    process alone.
+    Starts the process group if nobody has: from the environment that ``torchrun`` sets, or of this process alone.
 
     Args:
         lane_devices: D, the devices over which the lanes of one replica are spread; all processes by default.
@@ -75,17 +78,22 @@ def init_mesh(lane_devices: int | None = None, *, device_type: str | None = None
         A ``DeviceMesh`` with axes ("data", "lane") of sizes (processes / D, D).
 
     Raises:
-        ValueError: if ``lane_devices`` does not divide the number of processes.
+        ValueError: if ``lane_devices`` does not divide the number of processes, or these cannot find one another.
     """
     if device_type is None:
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    environment = dist.is_initialized() or "WORLD_SIZE" in os.environ
-    processes = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    started = dist.is_initialized()
+    environment = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if not started and not environment and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ValueError(
+            "srun started several processes, but none knows the others; start them by torchrun or lanes fit"
+        )
+    processes = dist.get_world_size() if started else int(os.environ["WORLD_SIZE"]) if environment else 1
     lane_devices = processes if lane_devices is None else lane_devices
     check_layout(lane_devices, processes)
-    if device_type == "cuda":
+    if device_type == "cuda" and not started:  # who started the processes chose their devices
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if not environment:
+    if not started and not environment:
         backend = "nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return init_device_mesh(
@@ -118,23 +126,25 @@ def seed_replica(mesh: DeviceMesh, seed: int, epoch: int = 0) -> None:
     torch.manual_seed(replica_seed(seed, axis(mesh, DATA_AXIS).index, epoch))
 
 
-def check_alike(along: Axis, tensor: Tensor, what: str) -> None:
-    """Check that all processes along an axis hold the same tensor, and stand at the same point of their random stream.
+def check_alike(along: Axis, tensors: Sequence[Tensor], what: str) -> None:
+    """Check that all processes along an axis hold the same tensors, and stand at the same point of their random stream.
 
     Raises:
-        ValueError: names the tensor and the process that differs from the first.
+        ValueError: names what differs and the processes.
     """
-    numbers = torch.tensor([*digest(tensor), torch.initial_seed() % 2**52], dtype=torch.float64)
-    everyone: list[Tensor] = [torch.empty_like(numbers) for _ in range(along.size)]
-    if tensor.is_cuda:
-        numbers, everyone = numbers.cuda(), [t.cuda() for t in everyone]
+    device = tensors[0].device
+    streams = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    numbers = torch.tensor([*digest(*tensors), *digest(*streams)], dtype=torch.float64, device=device)
+    everyone = [torch.empty_like(numbers) for _ in range(along.size)]
     dist.all_gather(everyone, numbers, group=along.group)
     for index, other in enumerate(everyone):
         if not torch.equal(other, everyone[0]):
+            part = (
+                what if not torch.equal(other[: 2 * len(tensors)], everyone[0][: 2 * len(tensors)]) else "random stream"
+            )
             raise ValueError(
-                f"lane devices 0 and {index} of a replica differ in {what}: "
-                f"{everyone[0].tolist()} and {other.tolist()} "
-                "(sums, seed); read data and draw random numbers alike on every process"
+                f"lane devices 0 and {index} of a replica differ in their {part}; read data and draw random numbers "
+                "alike on every process"
             )
 
 

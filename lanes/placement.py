@@ -1,12 +1,11 @@
 """Applies a plan to a model on a mesh: parameters and channel buffers become DTensors, layers become placed layers.
 
 A layer is taken to its device part by part: the whole of it exists on the host only, one layer at a time if the model
-was built on the "meta" device. Gradients are averaged over the data axis as they become ready, as DDP does.
+was built on the "meta" device.
 """
 
-from collections.abc import Callable
+from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -23,8 +22,8 @@ def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bo
     """Place a plain model by its plan on a mesh: where it runs changes, what it computes does not.
 
     Every process must hold the same plain model (build it under the same seed); this is checked. A model built on the
-    "meta" device is initialised layer by layer, in order, from torch's default generator: by the model's
-    ``init_layer(name, layer)`` if it has one, else by each layer's ``reset_parameters()``.
+    "meta" device is initialised layer by layer, in order, by its method ``init_layer(name, layer)``, from torch's
+    default generator. Make the optimizer after placing: parameters are new objects.
 
     Args:
         model: the plain model; changed in place.
@@ -52,11 +51,7 @@ def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bo
             _distribute(module, layers[name].way, mesh, lane)
         if type(module) in PLACED and not (WAYS[layers[name].way].output == WHOLE and type(module) in DROPOUTS):
             become_placed(module, layers[name].way, lane, data, sync_batch_norm=sync_batch_norm)
-    for along in (lane, data):
-        _check_built_alike(digests, along)
-    if data.size > 1:  # with one replica there is nothing to average
-        for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(_average_over(data))
+    _check_built_alike(digests, lane, data)
     return model
 
 
@@ -108,11 +103,14 @@ def _materialise(model: nn.Module, name: str, layer: nn.Module) -> None:
     layer.to_empty(device="cpu", recurse=False)
     if isinstance(layer, BATCH_NORMS):
         layer.reset_running_stats()
-    initialise = getattr(model, "init_layer", None)
-    if initialise is not None:
-        initialise(name, layer)
-    else:
-        layer.reset_parameters()  # type: ignore[operator]
+    initialise: Any = getattr(model, "init_layer", None)
+    if initialise is None:
+        # Many networks set initial weights in their constructor, which on "meta" came to nothing.
+        raise ValueError(
+            f"{name} was built on 'meta' and the model has no init_layer(name, layer) to give it initial weights; "
+            "build the model on the CPU, or write that method"
+        )
+    initialise(name, layer)
 
 
 def _distribute(layer: nn.Module, way_name: str, mesh: DeviceMesh, lane: Axis) -> None:
@@ -128,38 +126,32 @@ def _distribute(layer: nn.Module, way_name: str, mesh: DeviceMesh, lane: Axis) -
             name, _own_part(buffer, dims[name], mesh, lane) if name in dims else buffer.to(mesh.device_type)
         )
 
+    def distribute(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+        for name, dim in dims.items():
+            tensor = state.get(prefix + name)
+            if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
+                state[prefix + name] = _own_part(tensor, dim, mesh, lane)
+
+    layer.register_load_state_dict_pre_hook(distribute)  # so that a plain model's state_dict loads
+
 
 def _own_part(whole: Tensor, dim: int | None, mesh: DeviceMesh, lane: Axis) -> DTensor:
     placement: Placement = Replicate() if dim is None else Shard(dim)
     part = whole if dim is None else whole.narrow(dim, lane.own(whole.shape[dim]).start, whole.shape[dim] // lane.size)
-    part = part.to(mesh.device_type, copy=True, memory_format=torch.contiguous_format)
+    part = part.to(mesh.device_type, copy=True)  # in the memory format of the whole
     return DTensor.from_local(part, mesh, [Replicate(), placement], run_check=False)
 
 
-def _check_built_alike(digests: dict[str, tuple[float, ...]], along: Axis) -> None:
-    """Refuse processes that built different models: nothing later would tell."""
-    everyone: list[dict[str, tuple[float, ...]]] = [{}] * along.size
-    dist.all_gather_object(everyone, digests, group=along.group)
-    for index, other in enumerate(everyone):
-        for name, numbers in digests.items():
-            if other.get(name) != numbers:
-                raise ValueError(
-                    f"{name}: processes {along.index} and {index} of {along.size} built different initial weights; "
-                    "build the model under the same seed on every process (torch.manual_seed)"
-                )
-
-
-def _average_over(data: Axis) -> Callable[[Tensor], None]:
-    """A hook that averages a gradient over the replicas once it is complete.
-
-    Averaging what is averaged already changes nothing, so gradients accumulated over several backward passes come out
-    right as well.
-    """
-
-    def average(parameter: Tensor) -> None:
-        grad = local(parameter.grad)
-        assert grad is not None
-        dist.all_reduce(grad, group=data.group)
-        grad.div_(data.size)
-
-    return average
+def _check_built_alike(digests: dict[str, tuple[float, ...]], lane: Axis, data: Axis) -> None:
+    """Refuse processes that built different models: nothing later would tell. All processes refuse together."""
+    problem = ""
+    for along in (lane, data):
+        everyone: list[tuple[str, dict[str, tuple[float, ...]]]] = [("", {})] * along.size
+        dist.all_gather_object(everyone, (problem, digests), group=along.group)
+        for index, (told, other) in enumerate(everyone):
+            different = next((name for name, n in digests.items() if repr(other.get(name)) != repr(n)), None)
+            problem = problem or told
+            if different is not None and not problem:
+                problem = f"{different}: processes {along.index} and {index} of {along.size} built different weights"
+    if problem:
+        raise ValueError(f"{problem}; build the model under the same seed on every process (torch.manual_seed)")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lanes import rules
 from lanes.mesh import divisors, one_of
 from lanes.rules import PlanError, Step
-from lanes.tracing import Trace, Value, trace
+from lanes.tracing import Trace, TracingError, Value, trace
 from lanes.ways import WAYS
 
 __all__ = ["LayerPlan", "Plan", "PlanError", "plan"]
@@ -128,15 +128,24 @@ class Plan:
         Raises:
             ValueError: names the file and what in it is not a plan.
         """
-        document = yaml.safe_load(Path(path).read_text())
+        try:
+            document = yaml.safe_load(Path(path).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             found = document.get("format") if isinstance(document, dict) else type(document).__name__
             raise ValueError(f"{path} is not a plan of this version: its format is {found!r}, not {FORMAT!r}")
         try:
             layers = {name: LayerPlan(**layer) for name, layer in document["layers"].items()}
-            return cls(int(document["lane_devices"]), str(document["dtype"]), layers)
-        except (KeyError, TypeError, AttributeError) as error:
+            loaded = cls(int(document["lane_devices"]), str(document["dtype"]), layers)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a whole plan: {error}") from error
+        for name, layer in layers.items():
+            if layer.way not in WAYS:
+                raise ValueError(
+                    f"{path}: {name} has no way {layer.way!r}{near(layer.way, WAYS)}; ways are {', '.join(WAYS)}"
+                )
+        return loaded
 
 
 def plan(
@@ -176,11 +185,19 @@ def plan(
 def _trace_both_modes(model: nn.Module, example: Tensor) -> list[Trace]:
     """The forward in training and in evaluation: both must be right."""
     modes = {module: module.training for module in model.modules()}
+    # A cumulative average asks for the number of batches so far, which has no value here; its shape is any momentum's.
+    cumulative = [m for m in modes if isinstance(m, rules.BATCH_NORMS) and m.momentum is None]
     try:
+        for norm in cumulative:
+            norm.momentum = 0.1
         return [trace(model.train(mode), example, rules.is_layer) for mode in (True, False)]
+    except TracingError as error:
+        raise PlanError(str(error)) from error
     finally:
         for module, training in modes.items():
             module.training = training
+        for norm in cumulative:
+            norm.momentum = None
 
 
 def _checked_override(override: Mapping[str, str], traces: list[Trace]) -> Mapping[str, str]:
@@ -215,11 +232,13 @@ def _way_out(model: nn.Module, traces: list[Trace], refused: int, override: Mapp
 
 def _decide(model: nn.Module, traces: list[Trace], lane_devices: int, override: Mapping[str, str]) -> dict[str, Step]:
     rules.check_parameters(model, traces[0])
+    rules.check_hooks(model)
     steps: dict[str, Step] = {}
     for traced in traces:
         for name, step in _follow(traced, lane_devices, override).items():
             first = steps.setdefault(name, step)
-            if (first.way, first.input) != (step.way, step.input):
+            # On one device laned and whole are the same.
+            if lane_devices > 1 and (first.way, first.input) != (step.way, step.input):
                 raise PlanError(
                     f"{name}: runs as {first.way!r} on a {first.input} tensor in training and as {step.way!r} on a "
                     f"{step.input} one in evaluation"

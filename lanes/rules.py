@@ -7,6 +7,7 @@ is refused: an operation is right on a part of the channels only if somebody pro
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -41,10 +42,9 @@ LAYERS = {*MIXING, *BATCH_NORMS, *DROPOUTS, *RESPONSE_NORMS, *CHANNELWISE, nn.Fl
 ELEMENTWISE = set(
     """relu relu6 leaky_relu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid tanh
     softplus softsign abs neg square sqrt rsqrt exp log clamp pow contiguous clone detach to float double half bfloat16
-    type max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""".split()
+    type""".split()
 )
+POOL = re.compile(r"(?:adaptive_?)?(?:max|avg)_?pool([123])d(?:_with_indices)?", re.IGNORECASE)  # modules and functions
 BINARY = set(
     "add sub mul div true_divide rsub radd rmul iadd isub imul itruediv rtruediv truediv maximum minimum".split()
 )
@@ -102,6 +102,23 @@ def is_dense(module: nn.Module | None) -> bool:
 def channels(call: Call) -> int:
     """The number of output channels of a layer with weights; 1 for anything else."""
     return call.outputs[0].shape[1] if type(call.layer) in MIXING and len(call.outputs[0].shape) > 1 else 1
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Refuse what runs unseen inside or behind layers: it would work on a part of the channels, or on its gradient.
+
+    Raises:
+        PlanError: names the module.
+    """
+    for name, module in model.named_modules():
+        unseen = [module._backward_hooks, module._backward_pre_hooks]
+        unseen += [module._forward_pre_hooks] if is_layer(module) else []
+        if any(unseen):
+            raise PlanError(
+                f"{name or 'the model'}: has pre-forward or backward hooks, which would see a part of the channels"
+            )
+        if is_layer(module) and "forward" in vars(module):
+            raise PlanError(f"{name}: its forward was replaced on the instance; write a module of its own")
 
 
 def check_parameters(model: nn.Module, traced: Trace) -> None:
@@ -259,6 +276,11 @@ def _check_channelwise(call: Call, lane_devices: int) -> None:
         raise PlanError(
             f"{call.where}: Flatten from dimension 0 mixes images and channels of {shape}; use nn.Flatten(1)"
         )
+    pool = POOL.fullmatch(type(module).__name__)
+    if pool and int(pool.group(1)) != len(shape) - 2:
+        raise PlanError(
+            f"{call.where}: a {call.function} on {shape} pools over channels; give it [N, C, ...] of its rank"
+        )
     if type(module) in DROPOUTS and DROPOUTS[type(module)] not in (0, len(shape) - 2):
         raise PlanError(
             f"{call.where}: a {call.function} is placed on batches with channels in dimension 1, not {shape}"
@@ -315,19 +337,25 @@ def _keeps_channels(call: Call, inputs: list[str], batch: int) -> bool:
         return len(shapes) == 1
     if name in BINARY:
         return inputs.count(LANED) == len(inputs) and len({(len(s), s[1]) for s in shapes}) == 1
+    if pool := POOL.fullmatch(name):
+        return len(shapes[0]) == int(pool.group(1)) + 2
     if name == "dropout":
-        return not (call.kwargs.get("training", [*call.args, True, True][2]))
+        return not _argument(call, 2, "training", True)
     if name == "flatten":
-        start = call.kwargs.get("start_dim", [*call.args, 0][1])
-        return start % len(shapes[0]) >= 1
+        return int(_argument(call, 1, "start_dim", 0)) % len(shapes[0]) >= 1
     if name in ("view", "reshape"):
-        sizes = call.args[1] if isinstance(call.args[1], tuple | list | torch.Size) else call.args[1:]
-        return tuple(sizes) == (batch, -1)
+        sizes = _argument(call, 1, "shape", ())
+        return (tuple(sizes) if isinstance(sizes, tuple | list) else call.args[1:]) == (batch, -1)
     if name in REDUCTIONS:
-        dims = call.kwargs.get("dim", [*call.args, None][1])
+        dims = _argument(call, 1, "dim", None)
         dims = (dims,) if isinstance(dims, int) else dims
-        return dims is not None and all(dim % len(shapes[0]) >= 2 for dim in dims)
+        return bool(dims) and all(dim % len(shapes[0]) >= 2 for dim in dims)
     return False
+
+
+def _argument(call: Call, position: int, name: str, default: Any) -> Any:
+    """An argument of an operation, by position (the tensor is 0) or by keyword."""
+    return call.args[position] if len(call.args) > position else call.kwargs.get(name, default)
 
 
 _WAYS_OUT = {

@@ -28,7 +28,11 @@ def encode(value: Any, where: str = "state") -> Any:
             raise TypeError(
                 f"{where}: a tensor of {value.numel()} elements is too large for the JSON part of a checkpoint"
             )
-        return {"__tensor__": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+        return {
+            "__tensor__": value.flatten().tolist(),
+            "shape": list(value.shape),
+            "dtype": str(value.dtype).removeprefix("torch."),
+        }
     if isinstance(value, tuple):
         return {"__tuple__": [encode(v, f"{where}[{i}]") for i, v in enumerate(value)]}
     if isinstance(value, list):
@@ -50,7 +54,7 @@ def decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "__tensor__" in value:
-        return torch.tensor(value["__tensor__"], dtype=getattr(torch, value["dtype"]))
+        return torch.tensor(value["__tensor__"], dtype=getattr(torch, value["dtype"])).reshape(value["shape"])
     if "__tuple__" in value:
         return tuple(decode(v) for v in value["__tuple__"])
     if "__items__" in value:

@@ -10,6 +10,8 @@ channel count are recorded too, when they are used.
 Kept out: what any of this means for lanes (planning.py).
 """
 
+import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+
+class TracingError(ValueError):
+    """A forward that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -72,31 +79,70 @@ class Trace:
 CHANNEL_COUNT = "channel count"  # `Call.function` of a use of a tensor's channel count in Python
 
 
-class _ChannelCount(int):
-    """The size of dimension 1 as user code sees it; tells the recorder when something is done with it."""
+class _ChannelCount:
+    """The size of dimension 1 as user code sees it: any use of it as a number is noted first.
 
-    _note: Callable[[], None]
+    No subclass of int: C code (``range``, argument parsing) reads an int without asking it.
+    """
 
-    def __new__(cls, value: int, note: Callable[[], None]) -> "_ChannelCount":
-        self = super().__new__(cls, value)
-        self._note = note
-        return self
+    def __init__(self, value: int, note: Callable[[], None]) -> None:
+        self._value, self._note = value, note
 
-
-def _noting(name: str) -> Callable[..., Any]:
-    original = getattr(int, name)
-
-    def method(self: _ChannelCount, *args: Any) -> Any:
+    def __index__(self) -> int:
         self._note()
-        return original(self, *args)
+        return self._value
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Having this method makes torch take it for an argument; the recorder turns it into a number before."""
+        raise NotImplementedError
+
+
+def _plain(value: Any) -> Any:
+    """Arguments with numbers in place of channel counts, each noted."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if type(value) in (tuple, list, _Sizes):
+        return (list if isinstance(value, list) else tuple)(_plain(v) for v in value)
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    return value.__index__() if isinstance(value, _ChannelCount) else value
+
+
+def _binary(function: Callable[[Any, Any], Any], *, reflected: bool) -> Callable[[Any, Any], Any]:
+    def method(self: _ChannelCount, other: Any) -> Any:
+        pair = _number(self), _number(other)
+        return function(*pair[::-1]) if reflected else function(*pair)
 
     return method
 
 
-for _name in """__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __floordiv__ __rfloordiv__ __truediv__ __rtruediv__
-    __mod__ __rmod__ __divmod__ __rdivmod__ __pow__ __rpow__ __lshift__ __rshift__ __and__ __or__ __xor__ __neg__
-    __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __int__ __float__ __index__ __hash__""".split():
-    setattr(_ChannelCount, _name, _noting(_name))
+def _unary(name: str) -> Callable[..., Any]:
+    def method(self: _ChannelCount, *args: Any) -> Any:
+        return getattr(int, name)(_number(self), *args)
+
+    return method
+
+
+for _name in "add sub mul floordiv truediv mod pow lshift rshift and or xor eq ne lt le gt ge".split():
+    _function = getattr(operator, f"__{_name}__")
+    setattr(_ChannelCount, f"__{_name}__", _binary(_function, reflected=False))
+    setattr(_ChannelCount, f"__r{_name}__", _binary(_function, reflected=True))
+for _name in "neg pos abs invert round bool int float hash str repr format".split():
+    setattr(_ChannelCount, f"__{_name}__", _unary(f"__{_name}__"))
+
+
+class _Sizes(tuple[Any, ...]):
+    """A shape in which the channel count is a :class:`_ChannelCount`."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return _Sizes(found) if isinstance(index, slice) else found
+
+    def numel(self) -> int:
+        return math.prod(operator.index(size) for size in self)
 
 
 class _Recorder(TorchFunctionMode):
@@ -110,22 +156,35 @@ class _Recorder(TorchFunctionMode):
         self.open_layer: tuple[nn.Module, tuple[Value, ...]] | None = None
         self._looking = False  # the recorder itself reads shapes: not the user's doing
         self._count = 0
+        self._known_makers: set[Any] = set()  # backward nodes of layers that the planner knows
         self._values: dict[int, tuple[Tensor, Value]] = {}  # holds the tensors, so that ids stay theirs
 
     def value_of(self, tensor: Tensor) -> Value:
+        self._looking = True
+        maker = tensor.grad_fn
+        self._looking = False
+        if isinstance(maker, BackwardCFunction) and maker not in self._known_makers:
+            raise TracingError(
+                f"{self.where() or 'the model'}: {maker.name()} is an autograd.Function of its own, whose backward "
+                "cannot be read; make it a layer that lanes knows"
+            )
         if id(tensor) not in self._values:
             return self._new_value(tensor)
         return self._values[id(tensor)][1]
 
-    def _new_value(self, tensor: Tensor) -> Value:
+    def _new_value(self, tensor: Tensor, *, trusted: bool = False) -> Value:
         self._looking = True
         value = Value(self._count, tensor.shape, tensor.requires_grad)
+        maker = tensor.grad_fn
         self._looking = False
         self._count += 1
+        if trusted and maker is not None:
+            self._known_makers.add(maker)
         self._values[id(tensor)] = (tensor, value)
         return value
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """The module whose forward runs."""
         return self.names[id(self.stack[-1])] if self.stack else ""
 
     def enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -138,39 +197,64 @@ class _Recorder(TorchFunctionMode):
         if self.open_layer is not None and self.open_layer[0] is module:
             inputs = self.open_layer[1]
             self.open_layer = None
-            outputs = tuple(self._new_value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
+            outputs = tuple(self._new_value(t, trusted=True) for t in tree_leaves(output) if isinstance(t, Tensor))
             self.calls.append(Call(self.names[id(module)], module, type(module).__name__, inputs, outputs))
         if self.open_layer is None and self.stack and self.stack[-1] is module:
             self.stack.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        args, kwargs = _plain(args), _plain(kwargs or {})
         if self.open_layer is not None or self._looking:
-            return result
+            return func(*args, **kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if isinstance(result, torch.Size | int) and not isinstance(result, bool):
-            return self._sizes(func.__name__, result, tensors[0], args[1:]) if tensors else result
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if made:
-            read = {id(t): self.value_of(t) for t in tensors}
-            outputs = tuple(self._new_value(t) for t in made)
-            shown = torch.utils._pytree.tree_map_only(Tensor, lambda t: read[id(t)], (args, kwargs))
-            name = getattr(func, "__name__", None) or resolve_name(func) or repr(func)
-            self.calls.append(Call(self._where(), None, name, tuple(read.values()), outputs, *shown))
+        read = {id(t): self.value_of(t) for t in tensors}
+        result = func(*args, **kwargs)
+        name = _name_of(func)
+        if name in _SIZES and tensors:
+            return self._sizes(name, result, tensors[0], args[1:], kwargs)
+        if name in _PROPERTIES:
+            return result
+        outputs = tuple(self._new_value(t) for t in tree_leaves(result) if isinstance(t, Tensor))
+        if tensors or outputs:
+            shown = tree_map_only(Tensor, lambda t: read[id(t)], (args, kwargs))
+            self.calls.append(Call(self.where(), None, name, tuple(read.values()), outputs, *shown))
         return result
 
-    def _sizes(self, name: str, result: torch.Size | int, tensor: Tensor, dims: tuple[Any, ...]) -> Any:
+    def _sizes(self, name: str, result: Any, tensor: Tensor, dims: Any, kwargs: Any) -> Any:
         """Hand out sizes in which the channel count reports its use."""
         value = self.value_of(tensor)
 
         def note() -> None:
-            self.calls.append(Call(self._where(), None, CHANNEL_COUNT, (value,), ()))
+            self.calls.append(Call(self.where(), None, CHANNEL_COUNT, (value,), ()))
 
+        if tensor.dim() < 2:
+            return result
         if isinstance(result, torch.Size):
-            return torch.Size([_ChannelCount(n, note) if dim == 1 else n for dim, n in enumerate(result)])
-        channels = name in ("numel", "nelement") or (name == "size" and dims[0] in (1, 1 - tensor.dim()))
-        return _ChannelCount(result, note) if channels and tensor.dim() > 1 else result
+            return _Sizes(_ChannelCount(n, note) if dim == 1 else n for dim, n in enumerate(result))
+        dim = kwargs.get("dim", dims[0] if dims else None)
+        if name == "size" and dim not in (1, 1 - tensor.dim()):
+            return result
+        return _ChannelCount(result, note) if isinstance(result, int) else self._noted(note, result)
+
+    @staticmethod
+    def _noted(note: Callable[[], None], result: Any) -> Any:
+        note()
+        return result
+
+
+# What tells sizes, and what tells nothing that depends on channels.
+_SIZES = {"size", "shape", "numel", "nelement", "nbytes", "stride"}
+_PROPERTIES = set(
+    """dim ndim ndimension dtype device layout is_floating_point is_complex element_size itemsize requires_grad is_cuda
+    is_cpu is_meta is_leaf is_sparse is_quantized is_contiguous is_nested get_device names __len__ __bool__ __hash__
+    grad_fn is_inference""".split()
+)
+
+
+def _name_of(func: Any) -> str:
+    """The name of an operation; of a property, the property's."""
+    name = getattr(func, "__name__", "") or resolve_name(func) or repr(func)
+    return str(func.__self__.__name__) if name == "__get__" else str(name)
 
 
 @contextmanager
@@ -195,13 +279,27 @@ def trace(model: nn.Module, example: Tensor, is_layer: Callable[[nn.Module], boo
         is_layer: which modules are recorded as one call.
 
     Raises:
+        TracingError: the forward does what cannot be read.
         Exception: whatever the model's own forward raises on these shapes.
     """
     state = {name: t.detach().to("meta").requires_grad_(t.requires_grad) for name, t in model.named_parameters()}
     state |= {name: t.detach().to("meta") for name, t in model.named_buffers()}
     image = example.detach().to("meta").requires_grad_(example.requires_grad)
     recorder = _Recorder({id(module): name for name, module in model.named_modules()}, is_layer)
-    with _hooked(recorder), torch.device("meta"), torch.enable_grad(), recorder:
-        output = torch.func.functional_call(model, state, (image,))
-    outputs = tuple(recorder.value_of(t) for t in tree_leaves(output) if isinstance(t, Tensor))
+    try:
+        with _hooked(recorder), torch.device("meta"), torch.enable_grad(), recorder:
+            output = torch.func.functional_call(model, state, (image,))
+    except TypeError as error:
+        if _ChannelCount.__name__ not in str(error):
+            raise
+        raise TracingError(
+            f"{recorder.where() or 'the model'}: hands a channel count to an operation: {error}"
+        ) from error
+    leaves = tree_leaves(output)
+    strange = next((leaf for leaf in leaves if not isinstance(leaf, Tensor | int | float | str | None)), None)
+    if strange is not None:
+        raise TracingError(
+            f"the model returns a {type(strange).__name__}; it must return tensors, in tuples, lists or dicts"
+        )
+    outputs = tuple(recorder.value_of(t) for t in leaves if isinstance(t, Tensor))
     return Trace(tuple(recorder.calls), outputs, example.shape[0])

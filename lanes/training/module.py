@@ -117,7 +117,7 @@ class Classifier(LightningModule):
         images, labels = batch
         if batch_idx == 0:
             assert self.device_mesh is not None
-            check_alike(axis(self.device_mesh, LANE_AXIS), images, "the first batch of the epoch")
+            check_alike(axis(self.device_mesh, LANE_AXIS), batch, "first batch of the epoch")
         loss = F.cross_entropy(self.net(images), labels)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss

@@ -90,7 +90,10 @@ class LaneStrategy(ModelParallelStrategy):
         """Let training drop what does not divide over the replicas, and evaluation see every sample once."""
         sampler = dataloader.sampler if isinstance(dataloader, DataLoader) else None
         if type(sampler) is DistributedSampler:
-            _cover(sampler, training=sampler.shuffle)
+            # Only training shuffles; overfit_batches trains unshuffled, and replicas must not differ in batches then.
+            module = self.lightning_module
+            overfits = module is not None and bool(module.trainer.overfit_batches)  # type: ignore[attr-defined]
+            _cover(sampler, training=sampler.shuffle or overfits)
         return dataloader
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:

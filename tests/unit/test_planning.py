@@ -535,7 +535,8 @@ REFUSED_GLUE: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
     "max over channels": (lambda net, x: x - x.amax(1, keepdim=True), "amax"),
     "normalize": (lambda net, x: F.normalize(x), "normalize"),
     "local_response_norm": (lambda net, x: F.local_response_norm(x, 3), "lanes.models.LocalResponseNorm"),
-    "layer_norm": (lambda net, x: F.layer_norm(x, x.shape[1:]), "layer_norm"),
+    "layer_norm": (lambda net, x: F.layer_norm(x, (8, 8, 8)), "layer_norm"),
+    "layer_norm over its own shape": (lambda net, x: F.layer_norm(x, x.shape[1:]), "channel count"),
     "group_norm": (lambda net, x: F.group_norm(x, 4), "group_norm"),
     "pixel_shuffle": (lambda net, x: F.pixel_shuffle(x, 2), "pixel_shuffle"),
     "matrix product": (lambda net, x: x @ x, "matmul"),
@@ -557,7 +558,7 @@ REFUSED_GLUE: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
     "count of channels as truth": (branch_on_truth, "channel count"),
     "count of channels in a view": (lambda net, x: x.view(x.size(0), x.size(1) * 64), "channel count"),
     "count of channels by negative dim": (lambda net, x: x * (x.size(-3) + 1), "channel count"),
-    "product of the shape": (lambda net, x: x.view(x.shape[0], x.shape[1:].numel()), "view"),
+    "product of the shape": (lambda net, x: x.view(x.shape[0], x.shape[1:].numel()), "channel count"),
 }
 
 
