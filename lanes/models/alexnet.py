@@ -34,14 +34,14 @@ class _Sizes:
         image_size: height and width of the image in pixels.
         conv1_window: kernel size, stride and padding of conv1 in pixels.
         channels: output channels of every layer but fc8, in the order of the layers.
-        weight_std: standard deviation of the initial weights; None: sqrt(2 / fan_in) of each layer.
+        weight_stds: standard deviation of a layer's initial weights; sqrt(2 / fan_in) of a layer that is not named.
         one_biases: layers whose biases start at 1, the others' at 0.
     """
 
     image_size: int
     conv1_window: tuple[int, int, int]
     channels: dict[str, int]
-    weight_std: float | None
+    weight_stds: dict[str, float]
     one_biases: Collection[str]
 
     @property
@@ -103,8 +103,8 @@ class _EightLayers(nn.Module):
             if kind == "bias":
                 nn.init.constant_(parameter, float(name in self._sizes.one_biases))
             else:
-                std = self._sizes.weight_std
-                nn.init.normal_(parameter, std=math.sqrt(2 / math.prod(parameter.shape[1:])) if std is None else std)
+                he = math.sqrt(2 / math.prod(parameter.shape[1:]))
+                nn.init.normal_(parameter, std=self._sizes.weight_stds.get(name, he))
 
     def _build(self, sizes: _Sizes, *, num_classes: int, lanes: int, cross: Sequence[str], dropout: float) -> None:
         if num_classes < 1:
@@ -200,7 +200,7 @@ class AlexNet(_EightLayers):
             image_size=224,
             conv1_window=(11, 4, 2),
             channels={"conv1": 96, "conv2": 256, "conv3": 384, "conv4": 384, "conv5": 256, "fc6": 4096, "fc7": 4096},
-            weight_std=0.01,
+            weight_stds=dict.fromkeys(("conv1", *CROSSABLE, "fc8"), 0.01),
             one_biases=("conv2", "conv4", "conv5", "fc6", "fc7"),
         )
         self._build(sizes.widened(width), num_classes=num_classes, lanes=lanes, cross=cross, dropout=dropout)
@@ -242,12 +242,13 @@ class SmallAlexNet(_EightLayers):
             raise ValueError(f"image_size must be from 32 to 64 pixels, got {image_size}")
         # The paper's N(0, 0.01) suits the paper's sizes: with fan-ins of some hundreds instead of some thousands the
         # signal would shrink five- to tenfold at each layer, and biases of 1 would drown what is left. Hence He's
-        # normal (arXiv 1502.01852, section 2.2), which holds at any size, and zeros.
+        # normal (arXiv 1502.01852, section 2.2), which holds at any size, and zeros. conv1 keeps the paper's: with
+        # weights that start near zero, what one sees in its filters after a minute is what they learned.
         sizes = _Sizes(
             image_size=image_size,
             conv1_window=(7, 1 if image_size < 48 else 2, 3),
             channels={"conv1": 48, "conv2": 96, "conv3": 128, "conv4": 128, "conv5": 96, "fc6": 256, "fc7": 256},
-            weight_std=None,
+            weight_stds={"conv1": 0.01},
             one_biases=(),
         )
         self._build(sizes.widened(width), num_classes=num_classes, lanes=lanes, cross=cross, dropout=dropout)

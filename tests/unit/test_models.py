@@ -109,7 +109,7 @@ def test_small_alexnet_learns(lanes: int) -> None:
     net = SmallAlexNet(num_classes=4, lanes=lanes, image_size=32, dropout=0.0)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
     optimizer = torch.optim.SGD(net.parameters(), lr=0.003, momentum=0.9)
-    for _ in range(30):
+    for _ in range(50):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(net(images), labels)
         loss.backward()
