@@ -47,9 +47,16 @@ class FilterPictures(Callback):
     def __init__(self, layer: str = "conv1", every_n_epochs: int = 1) -> None:
         self.layer, self.every_n_epochs = layer, every_n_epochs
 
+    def check(self, net: nn.Module) -> None:
+        """Find the layer before training, not after an epoch.
+
+        Raises:
+            ValueError: the network has no such layer; names those it has.
+        """
+        self._layer_of(net)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the layer now, not after an epoch; picture what training starts from."""
-        self._layer_of(pl_module)
+        """Picture what training starts from."""
         if trainer.global_step == 0:
             self._picture(trainer, pl_module)
 
@@ -58,18 +65,14 @@ class FilterPictures(Callback):
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._picture(trainer, pl_module)
 
-    def _layer_of(self, pl_module: LightningModule) -> nn.Module:
-        net: Any = pl_module.net
+    def _layer_of(self, net: nn.Module) -> nn.Module:
         layers = [name for name, module in net.named_modules() if isinstance(getattr(module, "weight", None), Tensor)]
         if self.layer not in layers:
-            raise ValueError(
-                f"FilterPictures: the network has no layer {self.layer!r} with weights; it has {', '.join(layers)}"
-            )
-        found: nn.Module = net.get_submodule(self.layer)
-        return found
+            raise ValueError(f"FilterPictures: the network has no layer {self.layer!r}; it has {', '.join(layers)}")
+        return net.get_submodule(self.layer)
 
     def _picture(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        weight: Any = self._layer_of(pl_module).weight
+        weight: Any = self._layer_of(pl_module.net).weight  # type: ignore[arg-type]
         weight = weight.full_tensor() if isinstance(weight, DTensor) else weight  # all processes take part
         if not trainer.is_global_zero:
             return

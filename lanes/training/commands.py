@@ -1,9 +1,7 @@
 """The verbs behind ``lanes``: LightningCLI, with checks before anything is spent and mistakes told in one line."""
 
-import difflib
 import logging
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lanes.checkpoint import check_checkpoint
-from lanes.training.callbacks import PlanReport, PredictionWriter, Rates
+from lanes.training.callbacks import FilterPictures, PlanReport, PredictionWriter, Rates
+from lanes.training.mistakes import one_line
 from lanes.training.module import Classifier
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
 
@@ -29,23 +28,10 @@ class Mistake(Exception):
 
 
 class _Parser(LightningArgumentParser):
-    """Tells what is wrong in one line, and which key may have been meant."""
+    """Raises what is wrong instead of printing the usage of two hundred keys."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise Mistake(_one_line(message, [action.dest for action in self._actions]))
-
-
-def _one_line(message: str, keys: list[str]) -> str:
-    text = " ".join(message.split())
-    unknown = re.search(r"[Kk]ey ['\"]([\w.]+)['\"] is not expected|[Uu]nrecognized arguments: --([\w.]+)", text)
-    if unknown is None:
-        return text
-    wrong = unknown.group(1) or unknown.group(2)
-    known = {key.rsplit(".", 1)[-1]: key for key in keys} | {key: key for key in keys}
-    match = difflib.get_close_matches(wrong, known, n=1) or difflib.get_close_matches(
-        wrong.rsplit(".", 1)[-1], known, n=1
-    )
-    return f"{text}; did you mean {known[match[0]]!r}?" if match else text
+        raise Mistake(message)
 
 
 class LanesCLI(LightningCLI):
@@ -128,6 +114,9 @@ class LanesCLI(LightningCLI):
             raise ValueError(
                 f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes"
             )
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FilterPictures):
+                callback.check(model.plain_net())
         path = self.config[self.subcommand].get("ckpt_path") if self.subcommand else None
         if path and path not in ("best", "last", "hpc"):
             check_checkpoint(path, model.plain_net())
@@ -210,7 +199,9 @@ def run(verb: str, args: list[str]) -> None:
         else:
             cli.__init__([verb, *args])
     except Mistake as mistake:
-        _fail(verb, mistake)
+        parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
+        keys = [action.dest for parser in parsers for action in parser._actions]
+        _fail(verb, Mistake(one_line(str(mistake), keys, args)))
     except MISTAKES as mistake:
         if getattr(cli, "checked", False):
             raise

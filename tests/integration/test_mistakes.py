@@ -1,9 +1,11 @@
 """Bad input: one line that names the value and the remedy, exit code 2, no stack trace, before anything is spent."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
+from lanes.cli import main
 from tests.integration.command import CONFIG, lanes
 
 NET = "--model.net.init_args"
@@ -12,15 +14,18 @@ CASES = {
     "channels that do not divide by lanes": ([f"{NET}.lanes", "7"], ["48", "7"]),
     "groups that do not divide over the devices": (
         ["--trainer.strategy.lane_devices", "4", "--trainer.devices", "4"],
-        ["norm1" if False else "2", "4 lane devices", "use 1 or 2 lane devices"],
+        ["norm1", "2 lanes", "4 lane devices", "use 1 or 2 lane devices"],
     ),
     "lane devices that do not divide the devices": (
         ["--trainer.strategy.lane_devices", "3"],
         ["3 lane devices do not divide 2 devices", "use 1 or 2"],
     ),
     "a key with a typo": (["--model.sceduler", "1"], ["sceduler", "did you mean", "schedule"]),
-    "a typo on the command line": (["--trainer.max_epoch", "1"], ["max_epoch", "did you mean", "max_epochs"]),
-    "an unknown class": (["--model.net", "lanes.models.AlexNett"], ["AlexNett"]),
+    "a typo on the command line": (["--trainer.max_eposh", "1"], ["max_eposh", "did you mean 'trainer.max_epochs'"]),
+    "a typo of the network": ([f"{NET}.lane", "4"], ["'lane'", "did you mean 'lanes'"]),
+    "a typo of the data": (["--data.init_args.batchsize", "4"], ["'batchsize'", "did you mean 'batch_size'"]),
+    "an unknown class": (["--model.net", "lanes.models.AlexNett"], ["AlexNett", "did you mean 'AlexNet'"]),
+    "an unknown layer to picture": (["--trainer.callbacks.layer", "conv9"], ["conv9", "conv1"]),
     "a layer that cannot be placed": (
         ["--model.net", "tests.integration.networks.WithLayerNorm"],
         ["norm", "LayerNorm", "cannot be placed"],
@@ -32,16 +37,31 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line(case: str, tmp_path: Path) -> None:
+def test_one_line(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments, said = CASES[case]
-    answer = lanes("fit", "-c", CONFIG, *arguments, folder=tmp_path)
-    errors = [line for line in answer.stderr.splitlines() if "error:" in line]
-    assert answer.returncode == 2, answer.stderr
-    assert len(errors) == 1, answer.stderr
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning logs to the stream of the test before
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LANES_RUN_FOLDER", str(tmp_path / "run"))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "-c", str(CONFIG), *arguments])
+    answer = capfd.readouterr()
+    errors = [line for line in answer.err.splitlines() if "error:" in line]
+    assert end.value.code == 2, answer.err
+    assert len(errors) == 1, answer.err
     for words in said:
         assert words in errors[0]
+    assert "Traceback" not in answer.err + answer.out
+    assert not list(tmp_path.iterdir()), "something was spent"
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    answer = lanes("fit", "-c", CONFIG, "--trainer.strategy.lane_devices", "3", folder=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1].startswith("lanes fit: error: 3 lane devices do not divide 2 devices")
     assert "Traceback" not in answer.stderr + answer.stdout
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.iterdir()), "something was spent"
 
 
 def test_a_typo_in_a_file(tmp_path: Path) -> None:
@@ -53,23 +73,23 @@ def test_a_typo_in_a_file(tmp_path: Path) -> None:
     assert "did you mean 'trainer.max_epochs'" in answer.stderr
 
 
-def test_no_such_config(tmp_path: Path) -> None:
-    answer = lanes("fit", "-c", "nothing.yaml", folder=tmp_path)
-    assert answer.returncode == 2
-    assert "nothing.yaml" in answer.stderr
-    assert "Traceback" not in answer.stderr
+def test_no_such_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "-c", "nothing.yaml"])
+    answer = capfd.readouterr().err
+    assert "nothing.yaml" in answer
+    assert "Traceback" not in answer
 
 
-def test_verbs(tmp_path: Path) -> None:
-    answer = lanes("fitt", folder=tmp_path)
-    assert answer.returncode == 2
-    assert "did you mean 'fit'" in answer.stderr
+def test_verbs(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["fitt"])
+    assert "did you mean 'fit'" in capfd.readouterr().err
 
 
 def test_stack_trace_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The command's environment drops LANES_*, so ask within Python.
-    from lanes.training.commands import Mistake, _fail  # noqa: PLC0415
-
     monkeypatch.setenv("LANES_DEBUG", "1")
-    with pytest.raises(Mistake, match="wrong"):
-        _fail("fit", Mistake("wrong"))
+    monkeypatch.setenv("LANES_RUN_FOLDER", str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="3 lane devices"):
+        main(["fit", "-c", str(CONFIG), "--trainer.strategy.lane_devices", "3"])
