@@ -87,13 +87,19 @@ class Plan:
         """How many parameters each lane device holds."""
         return sum(layer.parameters for layer in self.layers.values())
 
+    def _placement(self, name: str) -> str:
+        way = self.layers[name].way
+        if name in self.crossings:
+            return f"crosses: {way}"
+        return {"enter": "reads all", "enter+own": "reads its own", "whole": "on every device"}.get(way, "stays")
+
     def __str__(self) -> str:
         head = ("layer", "type", "stays | crosses", "sent forward", "sent backward", "kept", "parameters")
         rows = [
             (
                 name,
                 layer.type,
-                f"crosses: {layer.way}" if name in self.crossings else layer.way,
+                self._placement(name),
                 _bytes(layer.sent_forward_bytes),
                 _bytes(layer.sent_backward_bytes),
                 _bytes(layer.kept_bytes),
