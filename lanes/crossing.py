@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lanes.mesh import Axis
 
+Exchange = Callable[[Tensor, Axis], Tensor]
+
 # torch 2.13 renamed both and deprecates the old names; 2.11 has only those.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -83,106 +85,39 @@ def _all_reduce(x: Tensor, axis: Axis) -> Tensor:
     return total
 
 
-class _Gather(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
-        ctx.lane = lane
-        return _all_gather(x, lane)
+class _Exchange(Function):
+    """An exchange and what its gradient does: two functions of a tensor and an axis, named in one place each below."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return scatter_sum(grads[0], ctx.lane), None
-
-
-class _ScatterSum(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
-        ctx.lane = lane
-        return _reduce_scatter(x, lane)
+    def forward(ctx: Any, x: Tensor, along: Axis, here: Exchange, back: Exchange) -> Tensor:
+        ctx.along, ctx.back = along, back
+        return here(x, along)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return gather(grads[0], ctx.lane), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(grads[0], ctx.along), None, None, None
 
 
-class _Enter(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
-        ctx.lane = lane
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return leave_sum(grads[0], ctx.lane), None
+def _as_is(x: Tensor, along: Axis) -> Tensor:
+    return x.view_as(x)
 
 
-class _LeaveSum(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
-        ctx.lane = lane
-        return _all_reduce(x, lane)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return enter(grads[0], ctx.lane), None
+def _own_channels(x: Tensor, lane: Axis) -> Tensor:
+    return x[:, lane.own(x.shape[1])].clone()
 
 
-class _Leave(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
-        ctx.lane = lane
-        return _all_gather(x, lane)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Own.apply(grads[0], ctx.lane), None
+def _own(x: Tensor, lane: Axis) -> Tensor:
+    """The own channels of a tensor that is alike on all lane devices; the adjoint of ``leave``."""
+    return _exchange(x, lane, _own_channels, leave)
 
 
-class _Own(Function):
-    """The own channels of a whole tensor, alike on all lane devices: what the backward of ``leave`` does."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
-        ctx.lane = lane
-        return x[:, lane.own(x.shape[1])].clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return leave(grads[0], ctx.lane), None
+def _mean(x: Tensor, data: Axis) -> Tensor:
+    return sum(x, data) / data.size
 
 
-class _Sum(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lane: Axis) -> Tensor:
-        ctx.lane = lane
-        return _all_reduce(x, lane)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return sum(grads[0], ctx.lane), None
-
-
-class _Replicated(Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, data: Axis) -> Tensor:
-        ctx.data = data
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return sum(grads[0], ctx.data) / ctx.data.size, None
-
-
-class _Shuffle(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, source: tuple[int, ...], lane: Axis) -> Tensor:
-        ctx.source, ctx.lane = source, lane
-        return _all_to_all(x, source, lane)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        inverse = sorted(range(len(ctx.source)), key=ctx.source.__getitem__)
-        return shuffle(grads[0], inverse, ctx.lane), None, None
+def _exchange(x: Tensor, along: Axis, here: Exchange, back: Exchange) -> Tensor:
+    result: Tensor = _Exchange.apply(x, along, here, back)
+    return result
 
 
 def gather(x: Tensor, lane: Axis) -> Tensor:
@@ -192,7 +127,7 @@ def gather(x: Tensor, lane: Axis) -> Tensor:
     In: [N, c, ...]. Out: [N, C, ...]. Bytes: S (D - 1) / D forward, the same backward.
     Source: Megatron-LM's sequence-parallel g, https://arxiv.org/abs/2205.05198 section 4.2.2, on channels.
     """
-    return _Gather.apply(x, lane)
+    return _exchange(x, lane, _all_gather, scatter_sum)
 
 
 def scatter_sum(x: Tensor, lane: Axis) -> Tensor:
@@ -202,7 +137,7 @@ def scatter_sum(x: Tensor, lane: Axis) -> Tensor:
     Bytes: S (D - 1) / D forward, the same backward.
     Source: Megatron-LM's g-bar, https://arxiv.org/abs/2205.05198 section 4.2.2, on channels.
     """
-    return _ScatterSum.apply(x, lane)
+    return _exchange(x, lane, _reduce_scatter, gather)
 
 
 def enter(x: Tensor, lane: Axis) -> Tensor:
@@ -211,7 +146,7 @@ def enter(x: Tensor, lane: Axis) -> Tensor:
     Forward: identity. Backward: all-reduce; not reached where ``x`` needs no gradient. In and out: [N, C, ...].
     Bytes: 0 forward, 2 S (D - 1) / D backward. Source: Megatron-LM's f, https://arxiv.org/abs/1909.08053 section 3.
     """
-    return _Enter.apply(x, lane)
+    return _exchange(x, lane, _as_is, leave_sum)
 
 
 def leave_sum(x: Tensor, lane: Axis) -> Tensor:
@@ -221,7 +156,7 @@ def leave_sum(x: Tensor, lane: Axis) -> Tensor:
     In and out: [N, C, ...]. Bytes: 2 S (D - 1) / D forward, 0 backward.
     Source: Megatron-LM's g, https://arxiv.org/abs/1909.08053 section 3.
     """
-    return _LeaveSum.apply(x, lane)
+    return _exchange(x, lane, _all_reduce, enter)
 
 
 def leave(x: Tensor, lane: Axis) -> Tensor:
@@ -230,7 +165,7 @@ def leave(x: Tensor, lane: Axis) -> Tensor:
     Forward: all-gather of channels. Backward: the own slice. In: [N, c, ...]. Out: [N, C, ...].
     Bytes: S (D - 1) / D forward, 0 backward.
     """
-    return _Leave.apply(x, lane)
+    return _exchange(x, lane, _all_gather, _own)
 
 
 def sum(x: Tensor, lane: Axis) -> Tensor:
@@ -238,7 +173,7 @@ def sum(x: Tensor, lane: Axis) -> Tensor:
 
     Forward: all-reduce. Backward: all-reduce. In and out: any shape. Bytes: 2 S (D - 1) / D, the same backward.
     """
-    return _Sum.apply(x, lane)
+    return _exchange(x, lane, _all_reduce, sum)
 
 
 def replicated(weight: Tensor, data: Axis) -> Tensor:
@@ -248,7 +183,7 @@ def replicated(weight: Tensor, data: Axis) -> Tensor:
     arises, so frozen layers cost nothing, several backward passes accumulate averages, and no hook can get lost.
     In and out: any shape. Bytes: 0 forward, 2 S (R - 1) / R backward over R replicas, what DDP sends.
     """
-    return _Replicated.apply(weight, data)
+    return _exchange(weight, data, _as_is, _mean)
 
 
 def shuffle(x: Tensor, source: Sequence[int], lane: Axis) -> Tensor:
@@ -263,7 +198,13 @@ def shuffle(x: Tensor, source: Sequence[int], lane: Axis) -> Tensor:
     """
     if sorted(source) != list(range(x.shape[1] * lane.size)):
         raise ValueError(f"source must be a permutation of the {x.shape[1] * lane.size} channels, got {list(source)}")
-    return _Shuffle.apply(x, tuple(source), lane)
+    there = functools.partial(_all_to_all, tuple(source))
+    return _exchange(x, lane, there, functools.partial(_shuffle_back, tuple(source)))
+
+
+def _shuffle_back(source: Sequence[int], x: Tensor, lane: Axis) -> Tensor:
+    """The inverse of :func:`shuffle` with the same ``source``."""
+    return shuffle(x, sorted(range(len(source)), key=source.__getitem__), lane)
 
 
 @functools.lru_cache(maxsize=256)
@@ -275,7 +216,7 @@ def _routes(source: tuple[int, ...], size: int, index: int) -> tuple[list[list[i
     return sends, [[j for j, c in enumerate(mine) if c // own == d] for d in range(size)]
 
 
-def _all_to_all(x: Tensor, source: tuple[int, ...], lane: Axis) -> Tensor:
+def _all_to_all(source: tuple[int, ...], x: Tensor, lane: Axis) -> Tensor:
     """[N, c, ...] -> [N, c, ...] re-ordered; the channels that stay are copied, not sent."""
     sends, receives = _routes(source, lane.size, lane.index)
     out = torch.empty_like(x)

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from lanes.layers import PLACED, become_placed, local
 from lanes.mesh import DATA_AXIS, LANE_AXIS, Axis, axis, digest
 from lanes.planning import LayerPlan, Plan, near
-from lanes.rules import BATCH_NORMS, DROPOUTS, PlanError
+from lanes.rules import BATCH_NORMS, DROPOUTS
+from lanes.tracing import PlanError
 from lanes.ways import WAYS, WHOLE
 
 

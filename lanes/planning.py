@@ -21,9 +21,10 @@ import yaml
 from torch import Tensor, nn
 
 from lanes import rules
+from lanes.glue import glue
 from lanes.mesh import divisors, one_of
-from lanes.rules import PlanError, Step
-from lanes.tracing import Trace, TracingError, Value, trace
+from lanes.rules import Step
+from lanes.tracing import PlanError, Trace, Value, trace
 from lanes.ways import WAYS
 
 __all__ = ["LayerPlan", "Plan", "PlanError", "plan"]
@@ -197,8 +198,6 @@ def _trace_both_modes(model: nn.Module, example: Tensor) -> list[Trace]:
         for norm in cumulative:
             norm.momentum = 0.1
         return [trace(model.train(mode), example, rules.is_layer) for mode in (True, False)]
-    except TracingError as error:
-        raise PlanError(str(error)) from error
     finally:
         for module, training in modes.items():
             module.training = training
@@ -262,7 +261,7 @@ def _follow(traced: Trace, lane_devices: int, override: Mapping[str, str]) -> di
         for position, call in enumerate(traced.calls):
             inputs = [states.get(value, "whole") for value in call.inputs]
             if call.layer is None:
-                state = rules.glue(call, inputs, traced.batch, lane_devices)
+                state = glue(call, inputs, traced.batch, lane_devices)
             else:
                 final = call.where in leaving or (position in last and rules.is_dense(call.layer))
                 step = rules.layer(call, inputs, lane_devices, final, override.get(call.where))

@@ -1,27 +1,21 @@
-"""What each kind of layer, and each operation between layers, means for lanes: the rules that the planner applies.
+"""What each kind of layer means for lanes: in which way it can be placed, and whether it can.
 
-A rule says in which state its result is ("laned" or "whole") and, for a layer, in which way it is placed; or it refuses
-with a :class:`PlanError` that names the layer, the operation, the numbers and the way out. What is not in these tables
-is refused: an operation is right on a part of the channels only if somebody proved it.
+What is not in these tables is refused with a :class:`PlanError`: a layer is right on a part of the channels only if
+somebody proved it. Operations between layers have their rules in glue.py.
 """
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
+from lanes.glue import POOL
 from lanes.models import GroupedLinear, LocalResponseNorm
-from lanes.tracing import CHANNEL_COUNT, Call, Trace, Value
+from lanes.tracing import Call, PlanError, Trace, Value
 from lanes.ways import LANED, WAYS, WHOLE
-
-
-class PlanError(ValueError):
-    """A model that cannot be placed exactly: the message names the layer, the numbers and the way out."""
-
 
 CONVOLUTIONS: dict[Any, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # type -> spatial dimensions
 MIXING = (*CONVOLUTIONS, GroupedLinear, nn.Linear)
@@ -37,18 +31,6 @@ CHANNELWISE = (
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
 LAYERS = {*MIXING, *BATCH_NORMS, *DROPOUTS, *RESPONSE_NORMS, *CHANNELWISE, nn.Flatten}
-
-# Operations between layers that treat every channel alone, by PyTorch's names (methods, functions and in-place).
-ELEMENTWISE = set(
-    """relu relu6 leaky_relu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid tanh
-    softplus softsign abs neg square sqrt rsqrt exp log clamp pow contiguous clone detach to float double half bfloat16
-    type""".split()
-)
-POOL = re.compile(r"(?:adaptive_?)?(?:max|avg)_?pool([123])d(?:_with_indices)?", re.IGNORECASE)  # modules and functions
-BINARY = set(
-    "add sub mul div true_divide rsub radd rmul iadd isub imul itruediv rtruediv truediv maximum minimum".split()
-)
-REDUCTIONS = {"mean", "sum", "amax", "amin"}
 
 
 @dataclass(frozen=True)
@@ -314,70 +296,6 @@ def skips(module: nn.Module | None) -> bool:
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     unpadded = module.padding == "valid" or set(module.padding) == {0}
     return set(module.kernel_size) == {1} and unpadded and set(module.stride) != {1}
-
-
-def glue(call: Call, inputs: list[str], batch: int, lane_devices: int) -> str:
-    """The state of the result of an operation between layers.
-
-    Raises:
-        PlanError: if the operation is not known to be exact on a part of the channels.
-    """
-    if LANED not in inputs or lane_devices == 1:
-        return LANED if LANED in inputs and _keeps_channels(call, inputs, batch) else WHOLE
-    if not _keeps_channels(call, inputs, batch):
-        _refuse(call)
-    return LANED
-
-
-def _keeps_channels(call: Call, inputs: list[str], batch: int) -> bool:
-    """Whether an operation, run on each device's own channels, gives the own channels of its result."""
-    name = call.function.strip("_")
-    shapes = [value.shape for value in call.inputs]
-    if name in ELEMENTWISE:
-        return len(shapes) == 1
-    if name in BINARY:
-        return inputs.count(LANED) == len(inputs) and len({(len(s), s[1]) for s in shapes}) == 1
-    if pool := POOL.fullmatch(name):
-        return len(shapes[0]) == int(pool.group(1)) + 2
-    if name == "dropout":
-        return not _argument(call, 2, "training", True)
-    if name == "flatten":
-        return int(_argument(call, 1, "start_dim", 0)) % len(shapes[0]) >= 1
-    if name in ("view", "reshape"):
-        sizes = _argument(call, 1, "shape", ())
-        return (tuple(sizes) if isinstance(sizes, tuple | list) else call.args[1:]) == (batch, -1)
-    if name in REDUCTIONS:
-        dims = _argument(call, 1, "dim", None)
-        dims = (dims,) if isinstance(dims, int) else dims
-        return bool(dims) and all(dim % len(shapes[0]) >= 2 for dim in dims)
-    return False
-
-
-def _argument(call: Call, position: int, name: str, default: Any) -> Any:
-    """An argument of an operation, by position (the tensor is 0) or by keyword."""
-    return call.args[position] if len(call.args) > position else call.kwargs.get(name, default)
-
-
-_WAYS_OUT = {
-    CHANNEL_COUNT: "a lane device has only its own channels; write it without x.shape[1] (flatten(1), -1)",
-    "dropout": "use an nn.Dropout module, whose mask can be placed",
-    "view": "use flatten(1) or nn.Flatten",
-    "reshape": "use flatten(1) or nn.Flatten",
-    "local_response_norm": "use lanes.models.LocalResponseNorm(..., lanes=...)",
-}
-
-
-def _refuse(call: Call) -> NoReturn:
-    where = f"{call.where}: " if call.where else "the model's forward: "
-    name = call.function if call.function == CHANNEL_COUNT else call.function.strip("_")
-    shapes = " and ".join(str(list(value.shape)) for value in call.inputs)
-    way_out = _WAYS_OUT.get(
-        name, "use a layer or operation that treats every channel alone, or let a dense layer come first"
-    )
-    verb = "uses the" if name == CHANNEL_COUNT else "does"
-    raise PlanError(
-        f"{where}{verb} {name} on {shapes}, of which each lane device holds its own channels only; {way_out}"
-    )
 
 
 def _names(types: Any) -> str:

@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 
-class TracingError(ValueError):
-    """A forward that cannot be read."""
+class PlanError(ValueError):
+    """A model that cannot be placed exactly: the message names the layer, the numbers and the way out."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _Recorder(TorchFunctionMode):
         maker = tensor.grad_fn
         self._looking = False
         if isinstance(maker, BackwardCFunction) and maker not in self._known_makers:
-            raise TracingError(
+            raise PlanError(
                 f"{self.where() or 'the model'}: {maker.name()} is an autograd.Function of its own, whose backward "
                 "cannot be read; make it a layer that lanes knows"
             )
@@ -279,7 +279,7 @@ def trace(model: nn.Module, example: Tensor, is_layer: Callable[[nn.Module], boo
         is_layer: which modules are recorded as one call.
 
     Raises:
-        TracingError: the forward does what cannot be read.
+        PlanError: the forward does what cannot be read.
         Exception: whatever the model's own forward raises on these shapes.
     """
     state = {name: t.detach().to("meta").requires_grad_(t.requires_grad) for name, t in model.named_parameters()}
@@ -292,13 +292,11 @@ def trace(model: nn.Module, example: Tensor, is_layer: Callable[[nn.Module], boo
     except TypeError as error:
         if _ChannelCount.__name__ not in str(error):
             raise
-        raise TracingError(
-            f"{recorder.where() or 'the model'}: hands a channel count to an operation: {error}"
-        ) from error
+        raise PlanError(f"{recorder.where() or 'the model'}: hands a channel count to an operation: {error}") from error
     leaves = tree_leaves(output)
     strange = next((leaf for leaf in leaves if not isinstance(leaf, Tensor | int | float | str | None)), None)
     if strange is not None:
-        raise TracingError(
+        raise PlanError(
             f"the model returns a {type(strange).__name__}; it must return tensors, in tuples, lists or dicts"
         )
     outputs = tuple(recorder.value_of(t) for t in leaves if isinstance(t, Tensor))

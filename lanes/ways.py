@@ -4,15 +4,13 @@ One table, read by the planner (which way is right and cheapest), by the placed 
 placement (which dimension of a weight is split).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lanes import crossing
+from lanes.crossing import Exchange
 from lanes.mesh import Axis
-
-Cross = Callable[[Tensor, Axis], Tensor]
 
 LANED, WHOLE = "laned", "whole"
 
@@ -47,8 +45,8 @@ class Way:
     input: str
     output: str
     crossings: tuple[str, ...] = ()
-    before: Cross = _as_is
-    after: Cross = _as_is
+    before: Exchange = _as_is
+    after: Exchange = _as_is
     weight_dim: int | None = 0
     bias_dim: int | None = 0
     bias_after: bool = False

@@ -7,7 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lanes"
 # Lower rooms first. A room may import from rooms before it, and from itself if it is a folder.
-ROOMS = ["models", "mesh", "crossing", "ways", "tracing", "rules", "planning", "layers", "placement", "statecodec"]
+ROOMS = [
+    "models",
+    "mesh",
+    "crossing",
+    "ways",
+    "tracing",
+    "glue",
+    "rules",
+    "planning",
+    "layers",
+    "placement",
+    "statecodec",
+]
 ROOMS += ["checkpoint", "analysis", "training", "cli", "__main__"]
 
 
