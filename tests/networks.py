@@ -47,6 +47,27 @@ class Mixed(nn.Module):
         return self.head(x)
 
 
+class Normed(nn.Module):
+    """Batch norms and no dropout: what is equal on the whole batch when replicas share their statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 32, 3, groups=4, bias=False)
+        self.bn2 = nn.BatchNorm2d(32, affine=False)
+        self.conv3 = nn.Conv2d(32, 16, 3, stride=2, bias=False)
+        self.bn3 = nn.BatchNorm2d(16, momentum=None)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.head(self.pool(torch.relu(self.bn3(self.conv3(x)))).flatten(1))
+
+
+normed = Normed
 mixed_1d = partial(Mixed, 1)
 mixed_2d = partial(Mixed, 2)
 mixed_3d = partial(Mixed, 3)

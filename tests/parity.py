@@ -20,6 +20,15 @@ from lanes.mesh import DATA_AXIS, axis, replica_seed
 Tensors = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train."""
+
+    steps: int = 10
+    clip: float = 0.5
+    lr: float = 0.01
+
+
 @dataclass
 class Outcome:
     """What is compared, by group and name."""
@@ -66,19 +75,17 @@ def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(outputs, labels)
 
 
-def run_plain(
-    build: Callable[[], nn.Module], images: Tensor, labels: Tensor, replicas: int, *, steps: int, clip: float, lr: float
-) -> Outcome:
+def run_plain(build: Callable[[], nn.Module], images: Tensor, labels: Tensor, replicas: int, recipe: Recipe) -> Outcome:
     """The specification: plain models, one per replica, with shared weights."""
     torch.manual_seed(0)
     nets = [build().double()]
     nets += [copy.deepcopy(nets[0]) for _ in range(replicas - 1)]
-    optimizer = make_optimizer(nets[0], lr)
+    optimizer = make_optimizer(nets[0], recipe.lr)
     streams: list[dict[str, Tensor]] = []
     for replica in range(replicas):
         streams.append({"rng": torch.Generator().manual_seed(replica_seed(1, replica)).get_state()})
     outcome = Outcome()
-    for step in range(steps):
+    for step in range(recipe.steps):
         read = [part.clone().requires_grad_() for part in images.chunk(replicas)]
         outputs = []
         for net, state, part, targets in zip(nets, streams, read, labels.chunk(replicas), strict=True):
@@ -92,7 +99,7 @@ def run_plain(
             outcome.groups["outputs"] = {str(r): whole(o) for r, o in enumerate(outputs)}
             outcome.groups["input gradients"] = {str(r): whole(x.grad) for r, x in enumerate(read)}
             outcome.groups["gradients"] = {n: whole(p.grad) for n, p in nets[0].named_parameters()}
-        torch.nn.utils.clip_grad_norm_(nets[0].parameters(), clip)
+        torch.nn.utils.clip_grad_norm_(nets[0].parameters(), recipe.clip)
         optimizer.step()
         for net in nets[1:]:
             for ours, theirs in zip(net.parameters(), nets[0].parameters(), strict=True):
@@ -112,11 +119,10 @@ def run_placed(
     images: Tensor,
     labels: Tensor,
     lane_devices: int,
+    recipe: Recipe,
     *,
-    steps: int,
-    clip: float,
-    lr: float,
     override: dict[str, str] | None = None,
+    sync_batch_norm: bool = False,
 ) -> Outcome:
     """The same on this process's mesh."""
     mesh = lanes.init_mesh(lane_devices)
@@ -124,12 +130,12 @@ def run_placed(
     torch.manual_seed(0)
     net = build().double()
     plan = lanes.plan(net, images[:2].clone().requires_grad_(), lane_devices=lane_devices, override=override)
-    lanes.place(net, plan, mesh)
-    optimizer = make_optimizer(net, lr)
+    lanes.place(net, plan, mesh, sync_batch_norm=sync_batch_norm)
+    optimizer = make_optimizer(net, recipe.lr)
     lanes.seed_replica(mesh, 1)
     outcome = Outcome()
     part, targets = images.chunk(data.size)[data.index], labels.chunk(data.size)[data.index]
-    for step in range(steps):
+    for step in range(recipe.steps):
         read = part.clone().requires_grad_()
         outputs = net(read)
         optimizer.zero_grad()
@@ -138,7 +144,7 @@ def run_placed(
             outcome.groups["outputs"] = _of_replicas(outputs, data)
             outcome.groups["input gradients"] = _of_replicas(read.grad, data)
             outcome.groups["gradients"] = {n: whole(p.grad) for n, p in net.named_parameters()}
-        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
         optimizer.step()
     lanes.average_statistics(net, mesh)
     outcome.groups["parameters"] = {n: whole(p) for n, p in net.named_parameters()}
@@ -158,9 +164,7 @@ def compare(
     build: Callable[[], nn.Module],
     shape: tuple[int, ...],
     lane_devices: int,
-    steps: int = 10,
-    clip: float = 0.5,
-    lr: float = 0.01,
+    recipe: Recipe = Recipe(),
     override: dict[str, str] | None = None,
     channels_last: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -172,9 +176,25 @@ def compare(
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
     replicas = world // lane_devices
-    placed = run_placed(build, images, labels, lane_devices, steps=steps, clip=clip, lr=lr, override=override)
+    placed = run_placed(build, images, labels, lane_devices, recipe, override=override)
     if torch.distributed.get_rank() != 0:
         return {}, {}
-    plain = run_plain(build, images, labels, replicas, steps=steps, clip=clip, lr=lr)
-    nudged = run_plain(build, images * (1 + 2**-52), labels, replicas, steps=steps, clip=clip, lr=lr)
+    plain, nudged = (run_plain(build, x, labels, replicas, recipe) for x in (images, images * (1 + 2**-52)))
+    return placed.errors_against(plain), nudged.errors_against(plain)
+
+
+def compare_synchronised(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], lane_devices: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The same for replicas that share batch-norm statistics, against one plain model on the whole batch."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(shape, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 10, (shape[0],), generator=generator)
+    placed = run_placed(build, images, labels, lane_devices, Recipe(), sync_batch_norm=True)
+    if torch.distributed.get_rank() != 0:
+        return {}, {}
+    placed.groups["outputs"] = {"0": torch.cat(list(placed.groups["outputs"].values()))}
+    plain, nudged = (run_plain(build, x, labels, 1, Recipe()) for x in (images, images * (1 + 2**-52)))
+    for outcome in (placed, plain, nudged):
+        del outcome.groups["input gradients"]  # of the mean over a replica's part here, over the whole batch there
     return placed.errors_against(plain), nudged.errors_against(plain)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests import networks
-from tests.parity import compare
+from tests.parity import Recipe, compare, compare_synchronised
 from tests.ranks import Ranks
 
 BOUND = 1e-10
@@ -43,13 +43,28 @@ def test_both_ends_of_a_dense_layer(
     ranks: Ranks, measured: Callable[[str], None], ways: tuple[str, str], head: str
 ) -> None:
     override = {"wide": ways[0], "skip": ways[1], "fc5": ways[0], "fc7": ways[1], "head": head}
-    errors, noise = ranks(compare, 2, networks.mixed_2d, SHAPES[2], 2, 3, 0.5, 0.01, override)[0]
+    errors, noise = ranks(compare, 2, networks.mixed_2d, SHAPES[2], 2, Recipe(steps=3), override)[0]
     check(errors, noise, f"{'/'.join(ways)}, {head}", measured)
 
 
 @pytest.mark.parametrize("mesh", ["1x2", "1x4"])
 def test_channels_last(ranks: Ranks, measured: Callable[[str], None], mesh: str) -> None:
     world, lane_devices = MESHES[mesh]
-    arguments = (networks.small_alexnet, (4, 3, 64, 64), lane_devices, 3, 0.5, 0.01, None, True)
+    arguments = (networks.small_alexnet, (4, 3, 64, 64), lane_devices, Recipe(steps=3), None, True)
     errors, noise = ranks(compare, world, *arguments)[0]
     check(errors, noise, f"small_alexnet, channels last, {mesh}", measured)
+
+
+def test_alexnet(ranks: Ranks, measured: Callable[[str], None]) -> None:
+    """The network of 2012 itself, two lanes on two devices, 224 pixels."""
+    errors, noise = ranks(compare, 2, networks.alexnet, (2, 3, 224, 224), 2, Recipe(steps=1), timeout_s=240)[0]
+    check(errors, noise, "AlexNet, 1x2", measured)
+
+
+@pytest.mark.parametrize("mesh", ["2x1", "2x2"])
+def test_synchronised_batch_norm(ranks: Ranks, measured: Callable[[str], None], mesh: str) -> None:
+    """Replicas that share statistics equal the plain model on the whole batch."""
+    world, lane_devices = MESHES[mesh]
+    errors, noise = ranks(compare_synchronised, world, networks.normed, SHAPES[2], lane_devices)[0]
+    assert set(errors) == {"outputs", "gradients", "parameters", "statistics"}
+    check(errors, noise, f"synchronised batch norm, {mesh}", measured)
