@@ -1,4 +1,4 @@
-"""Every byte that passes between lane devices: forward/backward pairs.
+"""Every byte that passes between lane devices, and between replicas in backward: forward/backward pairs.
 
 Shapes (local to one lane device, per process): N batch, C all channels, D lane devices, c = C/D own channels, ``...``
 any spatial dimensions. A *laned* tensor is [N, c, ...]: the own channels. A *whole* tensor is [N, C, ...], alike on all

@@ -152,9 +152,17 @@ def digest(*tensors: Tensor) -> tuple[float, ...]:
     """Numbers by which processes compare tensors without sending them: sum and weighted sum of each, in float64."""
     numbers: list[float] = []
     for tensor in tensors:
-        flat = tensor.detach().flatten().double()
-        numbers += [
-            flat.sum().item(),
-            torch.dot(flat, torch.linspace(1, 2, flat.numel(), dtype=torch.float64, device=flat.device)).item(),
-        ]
+        flat = tensor.detach().flatten()
+        sums = [0.0, 0.0]
+        for start, part in enumerate(
+            flat.split(_DIGESTED)
+        ):  # in parts: a float64 copy of a large layer is larger still
+            values = part.double()
+            places = torch.arange(len(part), dtype=torch.float64, device=part.device)
+            sums[0] += values.sum().item()
+            sums[1] += torch.dot(values, 1 + (places + start * _DIGESTED) / flat.numel()).item()
+        numbers += sums
     return tuple(numbers)
+
+
+_DIGESTED = 2**20  # elements at a time

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -66,7 +66,6 @@ class LanesCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/top1",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "epoch={epoch:03d}-step={step:06d}",
                 "checkpoint.auto_insert_metric_name": False,
             }
@@ -88,6 +87,13 @@ class LanesCLI(LightningCLI):
             logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(folder / "checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Beside the best checkpoint keep the last: Lightning's ``save_last`` is the last *best*."""
+        trainer = super().instantiate_trainer(**kwargs)
+        folder = self._get(self.config_init, "checkpoint").dirpath
+        trainer.callbacks.append(ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False))  # type: ignore[attr-defined]
+        return trainer
 
     def layout(self) -> int:
         """The number of lane devices that the configuration leads to.
@@ -129,28 +135,34 @@ class LanesCLI(LightningCLI):
         """Say how it went and where everything is."""
         trainer, folder = self.trainer, Path(self.trainer.default_root_dir)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        checkpoints = trainer.checkpoint_callback
-        best = checkpoints.best_model_path if isinstance(checkpoints, ModelCheckpoint) else ""
         shown = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
-        said = [
-            f"{label} {metrics[k]:.2%}" if "top" in k else f"{label} {metrics[k]:.4f}"
-            for k, label in shown.items()
-            if k in metrics
-        ]
+        said = [f"{label} {_shown(k, metrics[k])}" for k, label in shown.items() if k in metrics]
         print(f"\n{', '.join(said) or 'trained'} after {trainer.global_step} steps")
-        places = {
-            "checkpoint": best,
-            "log": getattr(trainer.logger, "run_folder", None),
-            "filter pictures": folder / "filters",
-        }
-        for label, place in places.items():
+        places: list[tuple[str, Any, str]] = []
+        for checkpoint in trainer.checkpoint_callbacks:
+            assert isinstance(checkpoint, ModelCheckpoint)
+            monitor, score = checkpoint.monitor, checkpoint.best_model_score
+            if monitor is None or score is None:
+                places.append(("last checkpoint", checkpoint.best_model_path, ""))
+            else:
+                remark = f"  ({shown.get(monitor, monitor)} {_shown(monitor, float(score))})"
+                places.append(("best checkpoint", checkpoint.best_model_path, remark))
+        places += [
+            ("log", getattr(trainer.logger, "run_folder", None), ""),
+            ("filter pictures", folder / "filters", ""),
+        ]
+        for label, place, remark in places:
             if place and Path(place).exists():
-                print(f"{label + ':':17}{_near(place)}")
+                print(f"{label + ':':17}{_near(place)}{remark}")
 
     @rank_zero_only
     def after_predict(self) -> None:
         """Say where the predictions are."""
         print(f"predictions:     {_near(self.trainer.default_root_dir)}/predictions-*.csv")
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.2%}" if "top" in metric else f"{value:.4f}"
 
 
 def _near(path: str | Path) -> str:
@@ -188,6 +200,7 @@ def run(verb: str, args: list[str]) -> None:
     """
     _hush()
     cli: Any = None
+    first = RUN_FOLDER not in os.environ
     try:
         cli = LanesCLI.__new__(LanesCLI)
         if verb == "plan":
@@ -206,6 +219,9 @@ def run(verb: str, args: list[str]) -> None:
         if getattr(cli, "checked", False):
             raise
         _fail(verb, mistake)
+    finally:
+        if first:
+            os.environ.pop(RUN_FOLDER, None)  # a later run of this process gets a folder of its own
 
 
 def _fail(verb: str, mistake: Exception) -> NoReturn:

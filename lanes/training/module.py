@@ -56,6 +56,8 @@ class Classifier(LightningModule):
         self.override_ways, self.sync_batch_norm = override or {}, sync_batch_norm
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.placed_by: Plan | None = None
+        self._steps_per_epoch: float | None = None
+        self._shift = 0  # between the optimizer's steps and the schedule's, after a change of replicas
 
     def plain_net(self) -> nn.Module:
         """The plain network on the "meta" device: names and shapes, no numbers."""
@@ -98,9 +100,21 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by steps."""
         optimizer = self.make_optimizer(self.net.parameters())
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, lambda step: self.schedule(step, total))
+        total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or -1
+        self._steps_per_epoch = total / epochs if epochs > 0 else None
+        schedule = LambdaLR(optimizer, lambda step: self.schedule(step + self._shift, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many steps make an epoch: another number of replicas makes it in another number of steps."""
+        checkpoint["steps_per_epoch"] = self._steps_per_epoch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on in the schedule where the epochs are, not where the steps of the earlier layout were."""
+        before, now = checkpoint.get("steps_per_epoch"), self._steps_per_epoch
+        if before and now:
+            step = checkpoint["global_step"]
+            self._shift = round(step / before * now) - step
 
     def on_train_epoch_start(self) -> None:
         """Start the replica's random stream of this epoch: masks and augmentation do not depend on what came before."""

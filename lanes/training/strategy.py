@@ -89,11 +89,9 @@ class LaneStrategy(ModelParallelStrategy):
     def process_dataloader(self, dataloader: object) -> object:
         """Let training drop what does not divide over the replicas, and evaluation see every sample once."""
         sampler = dataloader.sampler if isinstance(dataloader, DataLoader) else None
-        if type(sampler) is DistributedSampler:
-            # Only training shuffles; overfit_batches trains unshuffled, and replicas must not differ in batches then.
-            module = self.lightning_module
-            overfits = module is not None and bool(module.trainer.overfit_batches)  # type: ignore[attr-defined]
-            _cover(sampler, training=sampler.shuffle or overfits)
+        if isinstance(sampler, DistributedSampler):
+            module: Any = self.lightning_module
+            _cover(sampler, training=module.trainer.training)
         return dataloader
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
