@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lanes import models as models
+    from lanes import training as training
+    from lanes.checkpoint import load_checkpoint as load_checkpoint
+    from lanes.checkpoint import save_checkpoint as save_checkpoint
     from lanes.crossing import Traffic as Traffic
     from lanes.mesh import init_mesh as init_mesh
     from lanes.mesh import seed_replica as seed_replica
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "load_checkpoint": "lanes.checkpoint",
+    "save_checkpoint": "lanes.checkpoint",
     "models": "lanes.models",
+    "training": "lanes.training",
     "Traffic": "lanes.crossing",
     "init_mesh": "lanes.mesh",
     "seed_replica": "lanes.mesh",
@@ -38,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lanes' has no attribute {name!r}")
     home = importlib.import_module(_HOMES[name])
-    return home if name == "models" else getattr(home, name)
+    return home if _HOMES[name] == f"lanes.{name}" else getattr(home, name)
 
 
 def __dir__() -> list[str]:

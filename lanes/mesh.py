@@ -52,16 +52,27 @@ def one_of(choices: list[int]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+def check_lane_devices(lane_devices: int) -> None:
+    """Refuse what is no number of lane devices.
+
+    Raises:
+        ValueError: names what was given.
+    """
+    if type(lane_devices) is not int or lane_devices < 1:
+        raise ValueError(f"lane_devices must be a whole number of at least 1, got {lane_devices!r}")
+
+
 def check_layout(lane_devices: int, processes: int) -> None:
     """Refuse a number of lane devices that does not divide the number of processes.
 
     Raises:
         ValueError: names both numbers and the numbers of lane devices that work.
     """
-    if lane_devices < 1 or processes % lane_devices != 0:
+    check_lane_devices(lane_devices)
+    if processes % lane_devices != 0:
         raise ValueError(
             f"{lane_devices} lane devices do not divide {processes} device{'s' if processes > 1 else ''}; "
-            f"use {one_of(divisors(processes))} lane devices, or a multiple of {max(lane_devices, 1)} devices"
+            f"use {one_of(divisors(processes))} lane devices, or a multiple of {lane_devices} devices"
         )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lanes import rules
 from lanes.glue import glue
-from lanes.mesh import divisors, one_of
+from lanes.mesh import check_lane_devices, divisors, one_of
 from lanes.rules import Step
 from lanes.tracing import PlanError, Trace, Value, trace
 from lanes.ways import WAYS
@@ -176,8 +176,12 @@ def plan(
         PlanError: a layer or operation that cannot be placed exactly: names it, the numbers and the way out.
         ValueError: an unknown layer or way in ``override``.
     """
-    if lane_devices < 1:
-        raise ValueError(f"lane_devices must be at least 1, got {lane_devices}")
+    check_lane_devices(lane_devices)
+    if not isinstance(example, Tensor) or example.dim() < 2:
+        found = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise ValueError(f"example must be a batch of inputs [N, C, ...], got {found}")
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        raise ValueError("the model is placed already; plan the plain model")
     traces = _trace_both_modes(model, example)
     item_bytes = (dtype or example.dtype).itemsize
     name = str(dtype or example.dtype).removeprefix("torch.")
@@ -185,7 +189,9 @@ def plan(
     try:
         steps = _decide(model, traces, lane_devices, override)
     except PlanError as error:
-        raise PlanError(f"{error}{_way_out(model, traces, lane_devices, override)}") from None
+        others = _way_out(model, traces, lane_devices, override)
+        joint = "" if not others else ", or " if "; " in str(error) else "; "
+        raise PlanError(f"{error}{joint}{others}") from None
     return Plan(lane_devices, name, {layer: _priced(step, lane_devices, item_bytes) for layer, step in steps.items()})
 
 
@@ -232,7 +238,7 @@ def _way_out(model: nn.Module, traces: list[Trace], refused: int, override: Mapp
         except PlanError:
             continue
         works.append(lane_devices)
-    return f"; use {one_of(works)} lane device{'s' if works[-1] > 1 else ''}" if works else ""
+    return f"use {one_of(works)} lane device{'s' if works[-1] > 1 else ''}" if works else ""
 
 
 def _decide(model: nn.Module, traces: list[Trace], lane_devices: int, override: Mapping[str, str]) -> dict[str, Step]:

@@ -279,8 +279,7 @@ def trace(model: nn.Module, example: Tensor, is_layer: Callable[[nn.Module], boo
         is_layer: which modules are recorded as one call.
 
     Raises:
-        PlanError: the forward does what cannot be read.
-        Exception: whatever the model's own forward raises on these shapes.
+        PlanError: the forward does what cannot be read, or fails on these shapes.
     """
     state = {name: t.detach().to("meta").requires_grad_(t.requires_grad) for name, t in model.named_parameters()}
     state |= {name: t.detach().to("meta") for name, t in model.named_buffers()}
@@ -289,10 +288,14 @@ def trace(model: nn.Module, example: Tensor, is_layer: Callable[[nn.Module], boo
     try:
         with _hooked(recorder), torch.device("meta"), torch.enable_grad(), recorder:
             output = torch.func.functional_call(model, state, (image,))
-    except TypeError as error:
-        if _ChannelCount.__name__ not in str(error):
-            raise
-        raise PlanError(f"{recorder.where() or 'the model'}: hands a channel count to an operation: {error}") from error
+    except PlanError:
+        raise
+    except Exception as error:
+        where, said = recorder.where() or "the model", " ".join(str(error).split())
+        if _ChannelCount.__name__ in said:
+            raise PlanError(f"{where}: hands a channel count to an operation: {said}") from error
+        shape = list(example.shape)
+        raise PlanError(f"{where}: the forward fails on an example of {shape}: {said}; check the image size") from error
     leaves = tree_leaves(output)
     strange = next((leaf for leaf in leaves if not isinstance(leaf, Tensor | int | float | str | None)), None)
     if strange is not None:

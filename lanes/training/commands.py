@@ -75,11 +75,15 @@ class LanesCLI(LightningCLI):
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder: the next number below trainer.default_root_dir."""
+        """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         folder = Path(config.trainer.default_root_dir)
         if self.subcommand == "fit":
             folder = Path(os.environ.setdefault(RUN_FOLDER, str(_next_folder(folder))))
+        elif self.subcommand:  # what an evaluation writes lies with the run that it evaluates
+            folder = _run_of(config.ckpt_path)
+            config.trainer.logger = False
+            self.save_config_callback = None
         config.trainer.default_root_dir = str(folder)
         logger = config.trainer.logger
         if hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger"):
@@ -90,6 +94,9 @@ class LanesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Beside the best checkpoint keep the last: Lightning's ``save_last`` is the last *best*."""
+        if self._get(self.config_init, "trainer").enable_progress_bar is False:
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
         folder = self._get(self.config_init, "checkpoint").dirpath
         trainer.callbacks.append(ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False))  # type: ignore[attr-defined]
@@ -137,7 +144,10 @@ class LanesCLI(LightningCLI):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         shown = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
         said = [f"{label} {_shown(k, metrics[k])}" for k, label in shown.items() if k in metrics]
-        print(f"\n{', '.join(said) or 'trained'} after {trainer.global_step} steps")
+        if not said:
+            print(f"\nnothing was left to train: {trainer.global_step} steps are done; raise trainer.max_epochs")
+            return
+        print(f"\n{', '.join(said)} after {trainer.global_step} steps")
         places: list[tuple[str, Any, str]] = []
         for checkpoint in trainer.checkpoint_callbacks:
             assert isinstance(checkpoint, ModelCheckpoint)
@@ -171,6 +181,14 @@ def _near(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
+def _run_of(checkpoint: str | None) -> Path:
+    """The folder of the run that wrote a checkpoint."""
+    if not checkpoint:
+        raise ValueError("there is no checkpoint to evaluate; give --ckpt_path, e.g. runs/NAME/1/checkpoints/last.ckpt")
+    parent = Path(checkpoint).parent
+    return parent.parent if parent.name == "checkpoints" else parent
+
+
 def _next_folder(root: Path) -> Path:
     taken = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.is_dir() else []
     return root / str(max(taken, default=0) + 1)
@@ -185,6 +203,7 @@ def _hush() -> None:
         ".*`srun` command is available.*",
         ".*across ranks is.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The dirpath has changed from.*",
         ".*It is recommended to use .*sync_dist=True.*",
         ".*During `trainer.(validate|test).*it is recommended to use.*",
     ):
@@ -205,8 +224,9 @@ def run(verb: str, args: list[str]) -> None:
         cli = LanesCLI.__new__(LanesCLI)
         if verb == "plan":
             cli.__init__(args, run=False)
-            plan = cli.model.plan(cli.layout())
-            print(plan)
+            lane_devices = cli.layout()
+            plan = cli.model.plan(lane_devices)
+            print(f"mesh: {cli.trainer.world_size // lane_devices} x {lane_devices} (replicas x lane devices)\n{plan}")
             if cli.config.save:
                 plan.save(cli.config.save)
         else:

@@ -14,6 +14,7 @@ _UNKNOWN_KEY = (
     re.compile(r"[Kk]ey ['\"]([\w.]+)['\"] is not expected"),
     re.compile(r"Option '([\w.]+)' is not accepted"),
 )
+_MISSING = re.compile(r"[Kk]ey[s ].*?(?:required|missing).*?: (.+)|required: (.+)")
 _UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _CLASS = re.compile(r"\b([a-zA-Z_]\w*(?:\.\w+)+)\b")
 
@@ -30,10 +31,20 @@ def one_line(message: str, keys: Iterable[str], args: list[str]) -> str:
     for pattern in _UNKNOWN_KEY:
         if found := pattern.search(text):
             wrong = found.group(1)
-            return f"there is no key {wrong!r}{_nearest_key(wrong, [*keys, *_constructor_keys(args)])}"
+            known = [key for key in (*keys, *_constructor_keys(args)) if not key.endswith(".help")]
+            return f"there is no key {wrong!r}{_nearest_key(wrong, known)}"
     if found := _UNKNOWN_CLASS.search(text):
         module, wrong = found.groups()
         return f"there is no {wrong!r} in {module}{_nearest(wrong, dir(importlib.import_module(module)))}"
+    if found := _MISSING.search(text):
+        missing = ", ".join(key.split(".", 1)[-1] for key in re.findall(r"[\w.]+", found.group(1)))
+        remedy = (
+            "it belongs into the configuration" if {"-c", "--config"} & set(args) else "give a configuration: -c FILE"
+        )
+        return f"{missing} is missing; {remedy}"
+    if "Union subtypes" in text:  # of all that did not fit, keep what our own class said
+        reasons = [part.split(" Given value")[0] for part in text.split(" - ")[1:]]
+        return next((r for r in reasons if not r.startswith(("Expected", "Type", "Not a valid"))), text)
     return text
 
 

@@ -160,15 +160,20 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return self.images[indices], self.labels[indices]
 
 
-def _mean_std(images: Tensor) -> Tensor:
-    """Return the mean and the deviation per channel, ``[2, 3]``, of uint8 images in units of 0..1."""
-    sums, squares = torch.zeros(2, 3, dtype=torch.float64)
-    for chunk in images.split(256):  # in chunks: a float copy of all pixels would take four times their memory
-        values = chunk.float()
-        sums += values.sum((0, 2, 3), dtype=torch.float64)
-        squares += values.square().sum((0, 2, 3), dtype=torch.float64)
-    mean, square = sums / images[:, 0].numel(), squares / images[:, 0].numel()
-    return (torch.stack([mean, (square - mean**2).sqrt()]) / 255).float()
+def _mean_std(pictures: list[Image.Image]) -> Tensor:
+    """Return mean and deviation per channel, ``[2, 3]``, of the training pixels in units of 0..1.
+
+    Of all pixels outside of held-out cells, every photograph counting the same: they depend neither on the seed nor on
+    how many patches are cut, so that a checkpoint is evaluated as it was trained.
+    """
+    moments = np.zeros((2, 3))
+    for picture in pictures:
+        pixels = np.asarray(picture, dtype=np.float64) / 255
+        kept = np.ones(pixels.shape[:2], dtype=bool)
+        for left, top, right, bottom in held_out_cells(*picture.size):
+            kept[top:bottom, left:right] = False
+        moments += np.stack([pixels[kept].mean(0), np.square(pixels[kept]).mean(0)]) / len(pictures)
+    return torch.from_numpy(np.stack([moments[0], np.sqrt(moments[1] - moments[0] ** 2)])).float()
 
 
 def _at_least(least: int, **values: int) -> None:
@@ -231,7 +236,7 @@ class Photographs(LightningDataModule):
         size = self.image_shape[1]
         train = Patches(pictures, training_boxes, count=self.num_train, image_size=size, seed=[self.seed, 0])
         val = Patches(pictures, validation_boxes, count=self.num_val, image_size=size, seed=[self.seed, 1])
-        return train, val, _mean_std(train.images)
+        return train, val, _mean_std(pictures)
 
     def setup(self, stage: str | None = None) -> None:
         """Cut all patches and measure the training pixels; once, whatever the stage. What needs them calls it too."""

@@ -12,11 +12,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lanes.checkpoint import load_checkpoint, save_checkpoint
-from lanes.mesh import DATA_AXIS, Axis, axis, check_layout, divisors, init_mesh
+from lanes.mesh import DATA_AXIS, Axis, axis, check_lane_devices, check_layout, divisors, init_mesh, one_of
 from lanes.placement import average_statistics
 from lanes.planning import Plan, PlanError
 
@@ -45,6 +46,11 @@ def choose_lane_devices(module: Plannable, wanted: int | Literal["auto"], per_no
             if lane_devices == 1:
                 raise
             continue
+        if lane_devices == 1 and per_node > 1:
+            rank_zero_warn(
+                f"the network's lanes do not divide over {one_of(divisors(per_node)[1:])} lane devices: every device "
+                "trains a whole replica"
+            )
         return lane_devices
     raise AssertionError("1 divides everything")
 
@@ -60,8 +66,8 @@ class LaneStrategy(ModelParallelStrategy):
 
     def __init__(self, lane_devices: int | Literal["auto"] = "auto", process_group_backend: str | None = None) -> None:
         super().__init__(process_group_backend=process_group_backend)
-        if lane_devices != "auto" and lane_devices < 1:
-            raise ValueError(f"lane_devices must be 'auto' or at least 1, got {lane_devices}")
+        if lane_devices != "auto":
+            check_lane_devices(lane_devices)
         self.lane_devices = lane_devices
 
     @property

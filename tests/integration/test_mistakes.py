@@ -32,6 +32,8 @@ CASES = {
     ),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no checkpoint"]),
     "fewer classes than the data": ([f"{NET}.num_classes", "3"], ["10 classes", "3", "num_classes"]),
+    "another image size": (["--data.init_args.image_size", "32"], ["fc6", "[2, 3, 32, 32]", "image size"]),
+    "lane devices of nothing": (["--trainer.strategy.lane_devices", "0"], ["lane_devices", "at least 1, got 0"]),
     "a batch of nothing": (["--data.init_args.batch_size", "0"], ["batch_size", "0"]),
 }
 
@@ -93,3 +95,12 @@ def test_stack_trace_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LANES_RUN_FOLDER", str(tmp_path / "run"))
     with pytest.raises(ValueError, match="3 lane devices"):
         main(["fit", "-c", str(CONFIG), "--trainer.strategy.lane_devices", "3"])
+
+
+def test_evaluation_needs_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["validate", "-c", str(CONFIG)])
+    assert "give --ckpt_path" in capfd.readouterr().err

@@ -21,24 +21,9 @@ def test_plan_of_alexnet() -> None:
 
 
 def test_refusal() -> None:
-    with (
-        torch.device("meta"),
-        pytest.raises(lanes.PlanError) as error,
-    ):
-        lanes.plan(NoNorm(), torch.empty(2, 3, 32, 32), lane_devices=4)
+    with torch.device("meta"), pytest.raises(lanes.PlanError) as error:
+        lanes.plan(lanes.models.AlexNet(lanes=2), torch.empty(2, 3, 224, 224), lane_devices=4)
     assert f"\n{error.value}\n" in README
-
-
-class NoNorm(torch.nn.Sequential):
-    """A network whose conv2 has two groups."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = torch.nn.Conv2d(3, 96, 3)
-        self.conv2 = torch.nn.Conv2d(96, 256, 3, groups=2)
-        self.pool = torch.nn.AdaptiveAvgPool2d(1)
-        self.flatten = torch.nn.Flatten()
-        self.fc = torch.nn.Linear(256, 10)
 
 
 def test_links_lead_somewhere() -> None:
