@@ -133,7 +133,11 @@ class PredictionWriter(BasePredictionWriter):
         return Path(trainer.default_root_dir) / f"predictions-{replica.data_axis.index}.csv"
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the file anew."""
+        """Begin anew: files of an earlier prediction, on more replicas perhaps, would be taken for this one's."""
+        if trainer.is_global_zero:
+            for earlier in self.path(trainer).parent.glob("predictions-*.csv"):
+                earlier.unlink()
+        trainer.strategy.barrier()
         if self._writes(pl_module):
             self.path(trainer).parent.mkdir(parents=True, exist_ok=True)
             self.path(trainer).write_text("index,label,classes,probabilities\n")

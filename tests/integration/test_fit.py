@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -143,7 +144,9 @@ def predictions(folder: Path) -> list[list[dict[str, str]]]:
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_predict_writes_every_image_once(fit: Fit, replicas: int, tmp_path: Path) -> None:
-    arguments = ("--trainer.devices", replicas, "--trainer.strategy.lane_devices", 1, "--ckpt_path", fit.last)
+    checkpoint = shutil.copytree(fit.last, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    (tmp_path / "run" / "predictions-7.csv").write_text("of an earlier layout")
+    arguments = ("--trainer.devices", replicas, "--trainer.strategy.lane_devices", 1, "--ckpt_path", checkpoint)
     answer = lanes("predict", "-c", CONFIG, *SET, *arguments, folder=tmp_path)
     assert answer.returncode == 0, answer.stderr
     files = predictions(tmp_path)
@@ -160,9 +163,9 @@ def test_predict_writes_every_image_once(fit: Fit, replicas: int, tmp_path: Path
 def test_plan(tmp_path: Path) -> None:
     answer = lanes("plan", "-c", CONFIG, "--save", "plan.yaml", folder=tmp_path)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.startswith("2 lane devices")
-    plan = package.Plan.load(tmp_path / "plan.yaml")
-    assert str(plan).strip() == answer.stdout.strip()
+    mesh, table = answer.stdout.split("\n", 1)
+    assert mesh == "mesh: 1 x 2 (replicas x lane devices)"
+    assert str(package.Plan.load(tmp_path / "plan.yaml")).strip() == table.strip()
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"], "a plan costs nothing: no run folder"
 
 
