@@ -77,16 +77,17 @@ class LanesCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        folder = Path(config.trainer.default_root_dir)
+        folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
+        ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
         if self.subcommand == "fit":
             folder = Path(os.environ.setdefault(RUN_FOLDER, str(_next_folder(folder))))
         elif self.subcommand:  # what an evaluation writes lies with the run that it evaluates
             folder = _run_of(config.ckpt_path)
-            config.trainer.logger = False
             self.save_config_callback = None
+            if ours:  # a run of its own for a few figures that are printed; another logger was asked for
+                config.trainer.logger, ours = False, False
         config.trainer.default_root_dir = str(folder)
-        logger = config.trainer.logger
-        if hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger"):
+        if ours:
             logger.init_args.save_dir = folder
             logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
         if config.checkpoint.dirpath is None:

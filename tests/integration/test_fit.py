@@ -230,3 +230,12 @@ def test_resume_on_other_layouts(fit: Fit, ranks: Ranks, mesh: str) -> None:
     if replicas == 1:  # the same first batch, masks and weights: the same loss as on any other layout
         first = ranks(go_on, 2, str(fit.last), 2)[0]["losses"][0]
         assert answers[0]["losses"][0] == pytest.approx(first, abs=1e-5)
+
+
+def test_an_evaluation_keeps_the_logger_that_was_asked_for(fit: Fit, tmp_path: Path) -> None:
+    logger = ("--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", tmp_path / "log")
+    answer = lanes(
+        "validate", "-c", CONFIG, *SET, "--trainer.devices", 1, *logger, "--ckpt_path", fit.last, folder=tmp_path
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "val/top1" in next((tmp_path / "log").rglob("metrics.csv")).read_text()
