@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lanes.training import augment
+from lanes.data import augment
 
 CELL = 112  # pixels
 MIN_SIDE, MAX_SIDE = 48, CELL  # pixels; a validation patch has to fit into one cell

@@ -20,7 +20,7 @@ ROOMS = [
     "placement",
     "statecodec",
 ]
-ROOMS += ["checkpoint", "analysis", "training", "cli", "__main__"]
+ROOMS += ["checkpoint", "grouping", "checking", "data", "analysis", "training", "cli", "__main__"]
 
 
 def room_of(path: Path) -> str:

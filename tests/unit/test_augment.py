@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lanes.training import augment
+from lanes.data import augment
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -8,7 +8,8 @@ import torch
 from lightning import LightningModule, Trainer
 from torch.utils.data import DistributedSampler, RandomSampler
 
-from lanes.training import augment, photographs
+from lanes.data import augment
+from lanes.training import photographs
 from lanes.training.photographs import CELL, MAX_SIDE, MIN_SIDE, PHOTOGRAPHS, Photographs, held_out_cells
 
 SMALL = {"batch_size": 16, "num_train": 403, "num_val": 205, "image_size": 16}

@@ -1,0 +1,1 @@
+"""Images without Lightning: where they come from, decoding, a cache of pixels, statistics, augmentation."""
