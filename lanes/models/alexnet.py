@@ -1,6 +1,6 @@
 """AlexNet: the eight-layer network that was cut into two lanes, one per GPU, that met at three layers only.
 
-What is here: `AlexNet` with the published sizes, and `SmallAlexNet`, the same structure for images of 32 to 64 pixels.
+What is here: `AlexNet` with the published sizes, and `SmallAlexNet`, the same structure for images of 28 to 64 pixels.
 What is kept out: devices (a lane is a group of channels here; where it runs is a plan's business), training.
 
 Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012;
@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +32,7 @@ class _Sizes:
     """What distinguishes one network of this structure from another.
 
     Attributes:
+        in_channels: channels of the image.
         image_size: height and width of the image in pixels.
         conv1_window: kernel size, stride and padding of conv1 in pixels.
         channels: output channels of every layer but fc8, in the order of the layers.
@@ -38,6 +40,7 @@ class _Sizes:
         one_biases: layers whose biases start at 1, the others' at 0.
     """
 
+    in_channels: int
     image_size: int
     conv1_window: tuple[int, int, int]
     channels: dict[str, int]
@@ -71,12 +74,18 @@ class _Sizes:
 
 
 class _EightLayers(nn.Module):
-    """The structure that AlexNet and SmallAlexNet share: five convolutions, three fully connected layers."""
+    """The structure that AlexNet and SmallAlexNet share: five convolutions, three fully connected layers.
+
+    Attributes:
+        lanes: number of channel groups.
+        image_shape: (C, H, W) of the images that it reads.
+    """
 
     lanes: int
+    image_shape: tuple[int, int, int]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classifies images [N, 3, H, W] -> logits [N, num_classes]."""
+        """Classifies images [N, C, H, W] -> logits [N, num_classes]."""
         x = self.pool1(self.norm1(self.relu1(self.conv1(x))))
         x = self.pool2(self.norm2(self.relu2(self.conv2(x))))
         x = self.relu3(self.conv3(x))
@@ -99,24 +108,19 @@ class _EightLayers(nn.Module):
             name: name of the layer in this network, e.g. "conv2".
             layer: the layer; its parameters have the shapes of this network's layer of that name.
         """
-        for kind, parameter in layer.named_parameters(recurse=False):
-            if kind == "bias":
-                nn.init.constant_(parameter, float(name in self._sizes.one_biases))
-            else:
-                he = math.sqrt(2 / math.prod(parameter.shape[1:]))
-                nn.init.normal_(parameter, std=self._sizes.weight_stds.get(name, he))
+        init_normal(layer, std=self._sizes.weight_stds.get(name), bias=float(name in self._sizes.one_biases))
 
     def _build(self, sizes: _Sizes, *, num_classes: int, lanes: int, cross: Sequence[str], dropout: float) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-        _check_lanes(sizes.channels, lanes)
-        _check_cross(cross)
+        for argument, value in (("num_classes", num_classes), ("in_channels", sizes.in_channels)):
+            if value < 1:
+                raise ValueError(f"{argument} must be at least 1, got {value}")
+        check_lanes(sizes.channels, lanes)
+        check_cross(cross)
         self.lanes = lanes
+        self.image_shape = (sizes.in_channels, sizes.image_size, sizes.image_size)
         self._sizes = sizes
         groups = {name: 1 if name in cross else lanes for name in CROSSABLE}
-        device = torch.get_default_device()
-        # PyTorch's own initialisation, which init_layer overwrites, must not move the generators.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with without_drawing():
             self._build_convolutions(sizes, groups)
             self._build_fully_connected(sizes, groups, num_classes=num_classes, dropout=dropout)
         for name, layer in self.named_children():
@@ -124,7 +128,7 @@ class _EightLayers(nn.Module):
 
     def _build_convolutions(self, sizes: _Sizes, groups: dict[str, int]) -> None:
         channels = sizes.channels
-        self.conv1 = nn.Conv2d(3, channels["conv1"], *sizes.conv1_window)
+        self.conv1 = nn.Conv2d(sizes.in_channels, channels["conv1"], *sizes.conv1_window)
         self.relu1 = nn.ReLU(inplace=True)
         self.norm1 = self._local_response_norm()
         self.pool1 = nn.MaxPool2d(3, stride=2)
@@ -145,10 +149,10 @@ class _EightLayers(nn.Module):
     ) -> None:
         channels = sizes.channels
         self.flatten = nn.Flatten(1)
-        self.fc6 = _fully_connected(channels["conv5"] * sizes.map_size**2, channels["fc6"], groups["fc6"])
+        self.fc6 = fully_connected(channels["conv5"] * sizes.map_size**2, channels["fc6"], groups["fc6"])
         self.relu6 = nn.ReLU(inplace=True)
         self.drop6 = nn.Dropout(dropout)
-        self.fc7 = _fully_connected(channels["fc6"], channels["fc7"], groups["fc7"])
+        self.fc7 = fully_connected(channels["fc6"], channels["fc7"], groups["fc7"])
         self.relu7 = nn.ReLU(inplace=True)
         self.drop7 = nn.Dropout(dropout)
         self.fc8 = nn.Linear(channels["fc7"], num_classes)
@@ -177,13 +181,14 @@ class AlexNet(_EightLayers):
         width: factor of the number of kernels in conv1 to conv4. `lanes=1, width=0.5` is the paper's control of "one
             GPU with half as many kernels"; like there, conv5 and the fully connected layers keep their size, so that
             both nets have about as many parameters (footnote 2 of section 3.2).
+        in_channels: channels of the image: 3 for colour, 1 for grey.
 
     Shape:
-        [N, 3, 224, 224] -> [N, num_classes].
+        [N, in_channels, 224, 224] -> [N, num_classes].
 
     Raises:
         ValueError: lanes do not divide the channels of some layer, cross names an unknown layer, width does not give
-            whole numbers of kernels, or num_classes or dropout is out of range.
+            whole numbers of kernels, or num_classes, in_channels or dropout is out of range.
     """
 
     def __init__(
@@ -194,9 +199,11 @@ class AlexNet(_EightLayers):
         cross: Sequence[str] = ("conv3", "fc6", "fc7"),
         dropout: float = 0.5,
         width: float = 1.0,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         sizes = _Sizes(
+            in_channels=in_channels,
             image_size=224,
             conv1_window=(11, 4, 2),
             channels={"conv1": 96, "conv2": 256, "conv3": 384, "conv4": 384, "conv5": 256, "fc6": 4096, "fc7": 4096},
@@ -207,7 +214,7 @@ class AlexNet(_EightLayers):
 
 
 class SmallAlexNet(_EightLayers):
-    """AlexNet's structure for images of 32 to 64 pixels; trains in minutes on a processor.
+    """AlexNet's structure for images of 28 to 64 pixels; trains in minutes on a processor.
 
     conv1 has 7x7 windows, with stride 1 below 48 pixels and stride 2 from there on. The channels divide over 1, 2, 4,
     8 and 16 lanes. The arguments and errors are those of `AlexNet`, which see, and:
@@ -217,14 +224,15 @@ class SmallAlexNet(_EightLayers):
         lanes: number of channel groups; 1 is the dense control.
         cross: layers that read all lanes.
         dropout: probability with which an output of fc6 and fc7 is dropped.
-        image_size: height and width of the images in pixels, 32 to 64.
+        image_size: height and width of the images in pixels, 28 (Fashion-MNIST) to 64.
         width: factor of the number of kernels in conv1 to conv4.
+        in_channels: channels of the image: 3 for colour, 1 for grey.
 
     Shape:
-        [N, 3, image_size, image_size] -> [N, num_classes].
+        [N, in_channels, image_size, image_size] -> [N, num_classes].
 
     Raises:
-        ValueError: as AlexNet, or image_size is not between 32 and 64.
+        ValueError: as AlexNet, or image_size is not between 28 and 64.
     """
 
     def __init__(
@@ -236,15 +244,17 @@ class SmallAlexNet(_EightLayers):
         dropout: float = 0.5,
         image_size: int = 64,
         width: float = 1.0,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if not 32 <= image_size <= 64:
-            raise ValueError(f"image_size must be from 32 to 64 pixels, got {image_size}")
+        if not 28 <= image_size <= 64:
+            raise ValueError(f"image_size must be from 28 to 64 pixels, got {image_size}")
         # The paper's N(0, 0.01) suits the paper's sizes: with fan-ins of some hundreds instead of some thousands the
         # signal would shrink five- to tenfold at each layer, and biases of 1 would drown what is left. Hence He's
         # normal (arXiv 1502.01852, section 2.2), which holds at any size, and zeros. conv1 keeps the paper's: with
         # weights that start near zero, what one sees in its filters after a minute is what they learned.
         sizes = _Sizes(
+            in_channels=in_channels,
             image_size=image_size,
             conv1_window=(7, 1 if image_size < 48 else 2, 3),
             channels={"conv1": 48, "conv2": 96, "conv3": 128, "conv4": 128, "conv5": 96, "fc6": 256, "fc7": 256},
@@ -254,11 +264,28 @@ class SmallAlexNet(_EightLayers):
         self._build(sizes.widened(width), num_classes=num_classes, lanes=lanes, cross=cross, dropout=dropout)
 
 
-def _fully_connected(in_features: int, out_features: int, groups: int) -> nn.Module:
+def without_drawing() -> AbstractContextManager[None]:
+    """Layers built in here leave the generators where they were: init_layer overwrites PyTorch's initialisation."""
+    device = torch.get_default_device()
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def init_normal(layer: nn.Module, *, std: float | None, bias: float) -> None:
+    """Draws the weights of a layer from N(0, std), He's sqrt(2 / fan_in) if std is None, and sets its biases."""
+    for kind, parameter in layer.named_parameters(recurse=False):
+        if kind == "bias":
+            nn.init.constant_(parameter, bias)
+        else:
+            nn.init.normal_(parameter, std=math.sqrt(2 / math.prod(parameter.shape[1:])) if std is None else std)
+
+
+def fully_connected(in_features: int, out_features: int, groups: int) -> nn.Module:
+    """A linear layer; of several groups, one whose groups do not meet."""
     return nn.Linear(in_features, out_features) if groups == 1 else GroupedLinear(in_features, out_features, groups)
 
 
-def _check_lanes(channels: dict[str, int], lanes: int) -> None:
+def check_lanes(channels: dict[str, int], lanes: int) -> None:
+    """Raises ValueError unless lanes is a number that divides the channels of every layer."""
     common = math.gcd(*channels.values())
     usable = [count for count in range(1, common + 1) if common % count == 0]
     if not isinstance(lanes, int) or lanes < 1:
@@ -268,7 +295,8 @@ def _check_lanes(channels: dict[str, int], lanes: int) -> None:
             raise ValueError(f"{name}: {count} channels do not divide over {lanes} lanes; use one of {usable}")
 
 
-def _check_cross(cross: Sequence[str]) -> None:
+def check_cross(cross: Sequence[str]) -> None:
+    """Raises ValueError unless all the names are of CROSSABLE layers."""
     if isinstance(cross, str):
         raise ValueError(f"cross must be a list of layer names, got the single string {cross!r}")
     for name in cross:

@@ -84,7 +84,7 @@ class _LaneResponseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, lanes: int) -> Tensor:
-        wide = _at_least_float32(x)
+        wide = at_least_float32(x)
         base = _window_sum(wide * wide, before=size // 2, after=(size - 1) // 2, lanes=lanes)
         base.mul_(alpha / size).add_(k)
         power = base.pow(-beta)
@@ -97,14 +97,15 @@ class _LaneResponseNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         x, base, power = ctx.saved_tensors
         size, alpha, beta, lanes = ctx.constants
-        wide = _at_least_float32(x)
-        dx = power * _at_least_float32(grad)
+        wide = at_least_float32(x)
+        dx = power * at_least_float32(grad)
         sums = _window_sum((dx * wide).div_(base), before=(size - 1) // 2, after=size // 2, lanes=lanes)
         dx.addcmul_(wide, sums, value=-2 * alpha * beta / size)
         return dx.to(x.dtype), None, None, None, None, None
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor itself, or in float32 if it is in half precision, whose squares overflow or lose too much."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

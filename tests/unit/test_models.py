@@ -97,10 +97,26 @@ def test_alexnet_starts_as_in_the_paper() -> None:
         assert layer.bias.unique().tolist() == [float(name in ("conv2", "conv4", "conv5", "fc6", "fc7"))]
 
 
-@pytest.mark.parametrize("image_size", range(32, 65))
-def test_small_alexnet_takes_images_of_32_to_64_pixels(image_size: int) -> None:
+@pytest.mark.parametrize("image_size", range(28, 65))
+def test_small_alexnet_takes_images_of_28_to_64_pixels(image_size: int) -> None:
     net = on_meta(SmallAlexNet, image_size=image_size, lanes=4, num_classes=7)
-    assert net(torch.empty(2, 3, image_size, image_size, device="meta")).shape == (2, 7)
+    assert net.image_shape == (3, image_size, image_size)
+    assert net(torch.empty(2, *net.image_shape, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("model", [AlexNet, SmallAlexNet])
+def test_grey_images_have_one_channel(model: type[nn.Module]) -> None:
+    net = on_meta(model, in_channels=1, num_classes=7)
+    assert net.image_shape[0] == net.conv1.in_channels == 1
+    assert net(torch.empty(2, *net.image_shape, device="meta")).shape == (2, 7)
+
+
+def test_a_seed_gives_the_weights_that_it_always_gave() -> None:
+    """Golden sums of the first and the last layer: whoever moves them makes published runs unrepeatable."""
+    torch.manual_seed(7)
+    net = SmallAlexNet()
+    assert net.conv1.weight.double().sum().item() == pytest.approx(1.3416505, rel=1e-5)
+    assert net.fc8.weight.double().sum().item() == pytest.approx(-0.3977207, rel=1e-5)
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8])
@@ -179,6 +195,7 @@ def test_grouped_linear_refuses() -> None:
         ({"width": 1e-12}, "not a positive whole number"),
         ({"width": float("nan")}, "width must be a positive number"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"dropout": 1.5}, "dropout probability"),
     ],
 )
@@ -188,5 +205,5 @@ def test_models_refuse_bad_arguments(model: type[nn.Module], arguments: dict, me
 
 
 def test_small_alexnet_refuses_other_image_sizes() -> None:
-    with pytest.raises(ValueError, match="image_size must be from 32 to 64 pixels, got 224"):
+    with pytest.raises(ValueError, match="image_size must be from 28 to 64 pixels, got 224"):
         SmallAlexNet(image_size=224)
