@@ -3,6 +3,9 @@
 All random numbers come from one generator, by default the device's own (the replica's random stream), and how many are
 drawn depends on the batch size alone: lane devices that share a stream and a batch see the same augmented batch.
 
+The bundled photographs are augmented with these; for other data, a configuration names modules: those of
+kornia.augmentation, ``ColorNoise`` (colour.py), ``MixUp`` and ``CutMix`` (mixing.py).
+
 Hue is left alone on purpose: the colours that a lane's filters learn are what people look at.
 
 Legend: N images, C channels, H W height and width in pixels.
