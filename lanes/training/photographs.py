@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lanes.data import augment
+from lanes.data.statistics import Statistics, from_moments
+from lanes.training.image_data import ImageData, at_least
 
 CELL = 112  # pixels
 MIN_SIDE, MAX_SIDE = 48, CELL  # pixels; a validation patch has to fit into one cell
@@ -160,33 +160,25 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return self.images[indices], self.labels[indices]
 
 
-def _mean_std(pictures: list[Image.Image]) -> Tensor:
-    """Return mean and deviation per channel, ``[2, 3]``, of the training pixels in units of 0..1.
+def _measure(pictures: list[Image.Image]) -> Statistics:
+    """Return mean and covariance of the training pixels' colours.
 
     Of all pixels outside of held-out cells, every photograph counting the same: they depend neither on the seed nor on
     how many patches are cut, so that a checkpoint is evaluated as it was trained.
     """
-    moments = np.zeros((2, 3))
+    mean, second = np.zeros(3), np.zeros((3, 3))
     for picture in pictures:
         pixels = np.asarray(picture, dtype=np.float64) / 255
         kept = np.ones(pixels.shape[:2], dtype=bool)
         for left, top, right, bottom in held_out_cells(*picture.size):
             kept[top:bottom, left:right] = False
-        moments += np.stack([pixels[kept].mean(0), np.square(pixels[kept]).mean(0)]) / len(pictures)
-    return torch.from_numpy(np.stack([moments[0], np.sqrt(moments[1] - moments[0] ** 2)])).float()
+        colors = pixels[kept]
+        mean += colors.mean(0) / len(pictures)
+        second += colors.T @ colors / len(colors) / len(pictures)
+    return from_moments(mean, second)
 
 
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name}={value} is too small: use {least} or more")
-
-
-def _as_loaded(batch: Any) -> Any:
-    return batch  # Patches.__getitems__ has collated already
-
-
-class Photographs(LightningDataModule):
+class Photographs(ImageData):
     """Tell ten photographs apart by patches of random place and scale.
 
     Batches leave the loaders as (uint8 images ``[N, 3, S, S]``, int64 labels ``[N]``) and are normalised, and in
@@ -205,8 +197,8 @@ class Photographs(LightningDataModule):
         ModuleNotFoundError, FileNotFoundError: A photograph is not installed.
     """
 
-    num_classes: int = len(PHOTOGRAPHS)
-    class_names: tuple[str, ...] = tuple(photograph.name for photograph in PHOTOGRAPHS)
+    num_classes = len(PHOTOGRAPHS)
+    class_names = tuple(photograph.name for photograph in PHOTOGRAPHS)
 
     def __init__(
         self,
@@ -218,25 +210,26 @@ class Photographs(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        _at_least(1, batch_size=batch_size)
-        _at_least(8, image_size=image_size)
-        _at_least(max(batch_size, self.num_classes), num_train=num_train)  # one full batch, every class
-        _at_least(self.num_classes, num_val=num_val)
-        _at_least(0, seed=seed, num_workers=num_workers)
+        super().__init__(
+            batch_size,
+            image_shape=(3, image_size, image_size),
+            augment=[augment.random_flip, augment.random_brightness_contrast],
+            num_workers=num_workers,
+        )
+        at_least(max(batch_size, self.num_classes), num_train=num_train)  # one full batch, every class
+        at_least(self.num_classes, num_val=num_val)
+        at_least(0, seed=seed)
         for photograph in PHOTOGRAPHS:
             photograph.path()  # what is missing should be said now, not after the processes have started
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.num_train, self.num_val = num_train, num_val
-        self.image_shape: tuple[int, int, int] = (3, image_size, image_size)
+        self.num_train, self.num_val, self.seed = num_train, num_val, seed
 
     @cached_property
-    def _data(self) -> tuple[Patches, Patches, Tensor]:
+    def _data(self) -> tuple[Patches, Patches, Statistics]:
         pictures = [photograph.load() for photograph in PHOTOGRAPHS]
         size = self.image_shape[1]
         train = Patches(pictures, training_boxes, count=self.num_train, image_size=size, seed=[self.seed, 0])
         val = Patches(pictures, validation_boxes, count=self.num_val, image_size=size, seed=[self.seed, 1])
-        return train, val, _mean_std(pictures)
+        return train, val, _measure(pictures)
 
     def setup(self, stage: str | None = None) -> None:
         """Cut all patches and measure the training pixels; once, whatever the stage. What needs them calls it too."""
@@ -253,46 +246,9 @@ class Photographs(LightningDataModule):
         return self._data[1]
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of the training pixels per channel, 0..1."""
-        return tuple(self._data[2][0].tolist())
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of the training pixels per channel, in units of 0..1."""
-        return tuple(self._data[2][1].tolist())
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled full batches; an ordinary loader, whose sampler a strategy can replace."""
-        return self._loader(self.train_set, training=True)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Every validation patch once, in order."""
-        return self._loader(self.val_set, training=False)
-
-    test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
-
-    def _loader(self, patches: Patches, *, training: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(
-            patches,
-            batch_size=self.batch_size,
-            shuffle=training,
-            drop_last=training,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_loaded,
-        )
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Bring a batch to float, augment it if training, and normalise it; on the device, from its own generator."""
-        images, labels = batch
-        images = augment.to_unit(images)
-        if self.trainer is not None and self.trainer.training:
-            images = augment.random_brightness_contrast(augment.random_flip(images))
-        mean, std = self._data[2][:, :, None, None].to(images.device, non_blocking=True)
-        return augment.normalize(images, mean, std), labels
+    def statistics(self) -> Statistics:
+        """Of the training pixels."""
+        return self._data[2]
 
     def data_card(self) -> str:
         """Return what the data are, in a few lines of plain text."""
