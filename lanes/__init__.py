@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lanes import models as models
     from lanes import training as training
+    from lanes.checking import CheckReport as CheckReport
+    from lanes.checking import check as check
     from lanes.checkpoint import load_checkpoint as load_checkpoint
     from lanes.checkpoint import save_checkpoint as save_checkpoint
     from lanes.crossing import Traffic as Traffic
+    from lanes.grouping import GroupingReport as GroupingReport
+    from lanes.grouping import grouping_report as grouping_report
     from lanes.mesh import init_mesh as init_mesh
     from lanes.mesh import seed_replica as seed_replica
     from lanes.placement import average_statistics as average_statistics
@@ -23,11 +27,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CheckReport": "lanes.checking",
+    "check": "lanes.checking",
     "load_checkpoint": "lanes.checkpoint",
     "save_checkpoint": "lanes.checkpoint",
     "models": "lanes.models",
     "training": "lanes.training",
     "Traffic": "lanes.crossing",
+    "GroupingReport": "lanes.grouping",
+    "grouping_report": "lanes.grouping",
     "init_mesh": "lanes.mesh",
     "seed_replica": "lanes.mesh",
     "average_statistics": "lanes.placement",

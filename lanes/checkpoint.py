@@ -4,6 +4,7 @@ A checkpoint is a folder::
 
     model.safetensors      parameters and buffers: the plain model's state_dict
     optimizer.safetensors  optimizer tensors, named <parameter>.<key>, e.g. conv1.weight.momentum_buffer
+    <name>.safetensors     further sets of tensors that the caller keeps, e.g. "average": the averaged weights
     state.json             everything else: learning rates, counters, the caller's state, the layout, versions
 
 The first process writes; ``torch.distributed.checkpoint`` reads, on any layout, each process just its own slices. (Its
@@ -13,9 +14,10 @@ Nothing is pickled. The folder appears under its name only when it is whole.
 
 import importlib.metadata
 import json
+import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -34,10 +37,18 @@ from lanes.statecodec import decode, encode
 
 FORMAT = "lanes-checkpoint/1"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+SUFFIX = ".safetensors"
+
+Sets = Mapping[str, Mapping[str, Tensor]]
 
 
 def save_checkpoint(
-    path: str | Path, model: nn.Module, optimizers: Sequence[Optimizer] = (), state: dict[str, Any] | None = None
+    path: str | Path,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer] = (),
+    state: dict[str, Any] | None = None,
+    *,
+    extra: Sets | None = None,
 ) -> None:
     """Write a checkpoint folder. All processes of the mesh must call it, with the same path on a shared file system.
 
@@ -46,11 +57,16 @@ def save_checkpoint(
         model: placed or plain.
         optimizers: whose tensors and settings are saved too.
         state: plain values and small tensors to get back from :func:`load_checkpoint`.
+        extra: further sets of tensors, DTensors or plain, by the name of the set; each becomes a file.
 
     Raises:
         TypeError: names the value in ``state`` that JSON cannot hold; nothing is written.
+        ValueError: a set in ``extra`` has the name of a file that every checkpoint has; nothing is written.
     """
-    path = Path(path)
+    path, extra = Path(path), extra or {}
+    for name in extra:
+        if name + SUFFIX in (MODEL, OPTIMIZER) or Path(name).name != name:
+            raise ValueError(f"a set of tensors in a checkpoint cannot be called {name!r}; give it another name")
     tensors, names = dict(model.state_dict()), _names(model)
     settings = [_settings(optimizer, names) for optimizer in optimizers]
     momenta = {key: t for optimizer in optimizers for key, t in _optimizer_tensors(optimizer, names)}
@@ -58,6 +74,7 @@ def save_checkpoint(
     document = {"format": FORMAT, "versions": versions, "optimizers": settings, "state": state or {}}
     text = json.dumps(encode(document), indent=1)
     whole = {MODEL: _whole(tensors), OPTIMIZER: _whole(momenta)}
+    whole |= {name + SUFFIX: _whole(more) for name, more in extra.items()}
     if _first():
         partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,7 +88,7 @@ def save_checkpoint(
         dist.barrier()
 
 
-def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All of every tensor, on the first process's host, gathered one at a time; nothing on the others."""
     whole = {}
     for name, tensor in tensors.items():
@@ -81,26 +98,33 @@ def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return whole
 
 
-def load_checkpoint(path: str | Path, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, model: nn.Module, optimizers: Sequence[Optimizer] = (), *, extra: Sets | None = None
+) -> dict[str, Any]:
     """Read a checkpoint into a model on any layout, placed or plain; all processes must call it.
 
     Args:
         path: a folder that :func:`save_checkpoint` wrote.
         model: its parameters and buffers are overwritten.
         optimizers: as many as were saved, over the same parameters; their state is overwritten. None: weights only.
+        extra: sets of tensors that the checkpoint holds (:func:`extra_sets`); they are overwritten.
 
     Returns:
         The ``state`` that was given to :func:`save_checkpoint`.
 
     Raises:
         FileNotFoundError: ``path`` is no checkpoint folder.
-        ValueError: it is of another format, or of another architecture (names the first difference); the model is left
-            as it was.
+        ValueError: it is of another format or architecture (names the first difference), or has no such set; the
+            model is left as it was.
     """
-    path = Path(path)
+    path, extra = Path(path), extra or {}
     document = _read_document(path)
     tensors = dict(model.state_dict())
     _check_architecture(path, tensors)
+    for name, more in extra.items():
+        if name not in extra_sets(path):
+            raise ValueError(f"{path} holds no tensors {name!r}; it holds {', '.join(extra_sets(path)) or 'none'}")
+        _check_architecture(path, more, name + SUFFIX)
     if optimizers:
         if len(document["optimizers"]) != len(optimizers):
             raise ValueError(
@@ -111,9 +135,9 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizers: Sequence[Opt
         for optimizer, settings in zip(optimizers, document["optimizers"], strict=True):
             _load_settings(optimizer, settings, _names(model))
         tensors |= _empty_optimizer_tensors(path, model, optimizers)
-    reader = HuggingFaceStorageReader(str(path))
-    with _quiet():
-        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    _read(path, tensors, MODEL, OPTIMIZER)
+    for name, more in extra.items():
+        _read(path, dict(more), name + SUFFIX)
     state: dict[str, Any] = document["state"]
     return state
 
@@ -132,6 +156,30 @@ def check_checkpoint(path: str | Path, model: nn.Module) -> None:
 def is_checkpoint(path: str | Path) -> bool:
     """Whether ``path`` is a folder that :func:`save_checkpoint` wrote."""
     return (Path(path) / STATE).is_file() and (Path(path) / MODEL).is_file()
+
+
+def extra_sets(path: str | Path) -> list[str]:
+    """The names of the sets of tensors that a checkpoint holds beside the model's and the optimizers'."""
+    files = sorted(file for file in Path(path).glob(f"*{SUFFIX}") if file.name not in (MODEL, OPTIMIZER))
+    return [file.name.removesuffix(SUFFIX) for file in files]
+
+
+class _Files(FileSystem):
+    """Shows some of a folder's files: the reader takes all that it sees for one set of tensors, and names repeat."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def ls(self, path: str | os.PathLike) -> list[str]:
+        return [str(Path(path) / name) for name in self.names if (Path(path) / name).is_file()]
+
+
+def _read(path: Path, tensors: dict[str, Tensor], *files: str) -> None:
+    """Overwrite tensors by those of their names in some files of a folder, each process its own slices."""
+    reader = HuggingFaceStorageReader(str(path))
+    reader.fs = _Files(*files)
+    with _quiet():
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 @contextmanager
@@ -164,13 +212,14 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
+def shapes(file: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a safetensors file, by name; reads nothing else of it."""
     with safe_open(file, framework="pt") as opened:
         return {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
 
 
-def _check_architecture(path: Path, tensors: dict[str, Tensor]) -> None:
-    saved = _shapes(path / MODEL)
+def _check_architecture(path: Path, tensors: Mapping[str, Tensor], file: str = MODEL) -> None:
+    saved = shapes(path / file)
     problem = None
     for name, tensor in tensors.items():
         if name not in saved:

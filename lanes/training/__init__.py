@@ -1,17 +1,28 @@
 """Training with Lightning and logging with Weights & Biases: the only room that knows them."""
 
-from lanes.training.callbacks import FilterPictures, PlanReport, PredictionWriter, Rates
+from lanes.training.averaging import WeightAverage
+from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates
+from lanes.training.image_data import ImageData
+from lanes.training.images import Images
 from lanes.training.module import Classifier
+from lanes.training.parameter_groups import ParameterGroup
 from lanes.training.photographs import Photographs
-from lanes.training.schedules import Schedule, StepDecay, WarmupCosine
+from lanes.training.schedules import DiscreteExponential, Exponential, Linear, Schedule, StepDecay, WarmupCosine
 from lanes.training.strategy import LaneStrategy
 from lanes.training.wandb_logger import LanesLogger
 
 __all__ = [
     "Classifier",
+    "DiscreteExponential",
+    "Exponential",
     "FilterPictures",
+    "Health",
+    "ImageData",
+    "Images",
     "LaneStrategy",
     "LanesLogger",
+    "Linear",
+    "ParameterGroup",
     "Photographs",
     "PlanReport",
     "PredictionWriter",
@@ -19,4 +30,5 @@ __all__ = [
     "Schedule",
     "StepDecay",
     "WarmupCosine",
+    "WeightAverage",
 ]

@@ -1,7 +1,6 @@
-"""What people watch: the plan before step 1, filters of every lane, rates, predictions on disk."""
+"""What people watch: data and plan before step 1, filters of every lane, predictions on disk."""
 
 import csv
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ from torch.distributed.tensor import DTensor
 from lanes.analysis.filters import filter_grids
 from lanes.layers import local
 from lanes.mesh import LANE_AXIS, axis
+from lanes.training.health import Health
+from lanes.training.rates import MIB, Rates
 from lanes.training.wandb_logger import LanesLogger
 
-MIB = 2**20
+__all__ = ["FilterPictures", "Health", "PlanReport", "PredictionWriter", "Rates"]
 
 
 class PlanReport(Callback):
-    """Show the mesh, the plan and the sizes before anything is computed."""
+    """Show the data, the mesh, the plan and the sizes before anything is computed."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print them on the first process."""
@@ -29,6 +30,9 @@ class PlanReport(Callback):
         parts = [(p, local(p)) for p in pl_module.parameters()]
         whole = sum(p.numel() * p.element_size() for p, _ in parts)
         own = sum(part.numel() * part.element_size() for _, part in parts if part is not None)
+        card = getattr(getattr(trainer, "datamodule", None), "data_card", None)
+        if card is not None:
+            rank_zero_info(card())
         rank_zero_info(
             f"mesh: {replicas} replica{'s' if replicas > 1 else ''} x {lane_devices} lane device"
             f"{'s' if lane_devices > 1 else ''} on {mesh.device_type}\n{pl_module.placed_by}\n"
@@ -85,40 +89,6 @@ class FilterPictures(Callback):
                 if isinstance(logger, LanesLogger):
                     caption = f"{self.layer}, lane {lane}, epoch {trainer.current_epoch}"
                     logger.log_picture(f"filters/lane{lane}/{self.layer}", picture, trainer.global_step, caption)
-
-
-class Rates(Callback):
-    """Images per second over all replicas, step time, learning rate, and bytes sent between lanes per step."""
-
-    def __init__(self) -> None:
-        self._since: tuple[float, int] | None = None
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation and pictures between epochs are not part of a step."""
-        self._since = None
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log at the trainer's rate."""
-        if self._since is None:
-            self._since = (time.perf_counter(), batch_idx)
-            return
-        if (batch_idx + 1) % getattr(trainer, "log_every_n_steps", 50):
-            return
-        start, first = self._since
-        seconds = (time.perf_counter() - start) / (batch_idx - first)
-        self._since = (time.perf_counter(), batch_idx)
-        module: Any = pl_module
-        replicas, plan = module.device_mesh.shape[0], module.placed_by
-        images = len(batch[0])
-        values = {
-            "step_time_s": seconds,
-            "images_per_s": images * replicas / seconds,
-            "crossing/sent_MiB": plan.sent_bytes * images / MIB,
-            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-        }
-        pl_module.log_dict(values)
 
 
 class PredictionWriter(BasePredictionWriter):

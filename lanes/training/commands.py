@@ -14,9 +14,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lanes.checkpoint import check_checkpoint
-from lanes.training.callbacks import FilterPictures, PlanReport, PredictionWriter, Rates
+from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates
+from lanes.training.checks import check_placed
+from lanes.training.features import FeatureWriter, in_order
+from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
 from lanes.training.module import Classifier
+from lanes.training.results import fit_results, near_path
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
 
 RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
@@ -37,9 +41,10 @@ class _Parser(LightningArgumentParser):
 class LanesCLI(LightningCLI):
     """LightningCLI for a :class:`Classifier` on a :class:`LaneStrategy`; every ``fit`` has a folder of its own."""
 
-    def __init__(self, args: list[str], *, run: bool = True) -> None:
+    def __init__(self, verb: str, args: list[str]) -> None:
         self.checked = False  # once it is, errors are no mistakes of the input any more
-        self._only_plan = not run
+        self.verb = verb
+        lightnings = verb in self.subcommands()
         super().__init__(
             Classifier,
             LightningDataModule,
@@ -51,11 +56,11 @@ class LanesCLI(LightningCLI):
                 "logger": {"class_path": "lanes.training.LanesLogger"},
                 "default_root_dir": "runs/lanes",
                 "enable_model_summary": False,  # the plan tells more
-                "callbacks": [PlanReport(), Rates(), PredictionWriter(), RichProgressBar(leave=True)],
+                "callbacks": [PlanReport(), Rates(), Health(), PredictionWriter(), RichProgressBar(leave=True)],
             },
             parser_class=_Parser,
-            args=args,
-            run=run,
+            args=[verb, *args] if lightnings else args,
+            run=lightnings,
             auto_configure_optimizers=False,
         )
 
@@ -70,20 +75,33 @@ class LanesCLI(LightningCLI):
                 "checkpoint.auto_insert_metric_name": False,
             }
         )
-        if self._only_plan:
-            parser.add_argument("--save", type=str, default=None, help="also write the plan to this YAML file")
+        self._add_arguments_of_the_verb(parser)
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    def _add_arguments_of_the_verb(self, parser: LightningArgumentParser) -> None:
+        if self.verb == "plan":
+            parser.add_argument("--save", type=str, default=None, help="also write the plan to this YAML file")
+        if self.verb == "check":
+            parser.add_argument("--images", type=int, default=16, help="images that each replica reads, at most")
+        if self.verb == "features":
+            parser.add_argument("ckpt_path", type=str, help="the folder of a checkpoint")
+            parser.add_argument("--layer", type=str, required=True, help="name of a layer, as lanes plan shows it")
+            parser.add_argument(
+                "--out", type=str, default=None, help="folder to write to; default: the run's features/"
+            )
+            parser.add_argument("--split", choices=["val", "train"], default="val", help="of which images")
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
         ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
-        if self.subcommand == "fit":
+        if self.verb == "fit":
             folder = Path(os.environ.setdefault(RUN_FOLDER, str(_next_folder(folder))))
-        elif self.subcommand:  # what an evaluation writes lies with the run that it evaluates
-            folder = _run_of(config.ckpt_path)
+        else:
             self.save_config_callback = None
+            if self.verb not in ("plan", "check"):  # what an evaluation writes lies with the run that it evaluates
+                folder = _run_of(config.ckpt_path)
             if ours:  # a run of its own for a few figures that are printed; another logger was asked for
                 config.trainer.logger, ours = False, False
         config.trainer.default_root_dir = str(folder)
@@ -123,15 +141,20 @@ class LanesCLI(LightningCLI):
         """
         model = self.model
         self.layout()
+        self.datamodule.trainer = self.trainer
+        self.datamodule.prepare_data()
         classes = getattr(self.datamodule, "num_classes", None)
         if classes is not None and classes > model.num_classes:
             raise ValueError(
                 f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes"
             )
+        path = (self.config[self.subcommand] if self.subcommand else self.config).get("ckpt_path")
+        if path:
+            model.init_from = None  # the checkpoint's weights replace them; the file need not be there any more
+        model.check()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FilterPictures):
                 callback.check(model.plain_net())
-        path = self.config[self.subcommand].get("ckpt_path") if self.subcommand else None
         if path and path not in ("best", "last", "hpc"):
             check_checkpoint(path, model.plain_net())
         self.checked = True
@@ -141,45 +164,53 @@ class LanesCLI(LightningCLI):
     @rank_zero_only
     def after_fit(self) -> None:
         """Say how it went and where everything is."""
-        trainer, folder = self.trainer, Path(self.trainer.default_root_dir)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        shown = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
-        said = [f"{label} {_shown(k, metrics[k])}" for k, label in shown.items() if k in metrics]
-        if not said:
-            print(f"\nnothing was left to train: {trainer.global_step} steps are done; raise trainer.max_epochs")
-            return
-        print(f"\n{', '.join(said)} after {trainer.global_step} steps")
-        places: list[tuple[str, Any, str]] = []
-        for checkpoint in trainer.checkpoint_callbacks:
-            assert isinstance(checkpoint, ModelCheckpoint)
-            monitor, score = checkpoint.monitor, checkpoint.best_model_score
-            if monitor is None or score is None:
-                places.append(("last checkpoint", checkpoint.best_model_path, ""))
-            else:
-                remark = f"  ({shown.get(monitor, monitor)} {_shown(monitor, float(score))})"
-                places.append(("best checkpoint", checkpoint.best_model_path, remark))
-        places += [
-            ("log", getattr(trainer.logger, "run_folder", None), ""),
-            ("filter pictures", folder / "filters", ""),
-        ]
-        for label, place, remark in places:
-            if place and Path(place).exists():
-                print(f"{label + ':':17}{_near(place)}{remark}")
+        print(fit_results(self.trainer))
 
     @rank_zero_only
     def after_predict(self) -> None:
         """Say where the predictions are."""
-        print(f"predictions:     {_near(self.trainer.default_root_dir)}/predictions-*.csv")
+        print(f"predictions:     {near_path(self.trainer.default_root_dir)}/predictions-*.csv")
 
+    def show_plan(self) -> None:
+        """The verb ``plan``."""
+        lane_devices = self.layout()
+        plan = self.model.plan(lane_devices)
+        print(f"mesh: {self.trainer.world_size // lane_devices} x {lane_devices} (replicas x lane devices)\n{plan}")
+        if self.config.save:
+            plan.save(self.config.save)
 
-def _shown(metric: str, value: float) -> str:
-    return f"{value:.2%}" if "top" in metric else f"{value:.4f}"
+    def check_placed(self) -> None:
+        """The verb ``check``.
 
+        Raises:
+            SystemExit: code 1, the placed network is not the plain one.
+        """
+        if self.config.images < 1:
+            raise ValueError(f"--images {self.config.images} is too few: give at least 1")
+        self.check()
+        report = check_placed(self.trainer, self.model, self.datamodule, self.config.images)
+        if self.trainer.is_global_zero:
+            print(f"mesh: {report.replicas} x {report.lane_devices} (replicas x lane devices), float64\n{report}")
+            raise SystemExit(0 if report.passed else 1)
 
-def _near(path: str | Path) -> str:
-    """A path as a person would write it from here."""
-    path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+    def write_features(self) -> None:
+        """The verb ``features``."""
+        path, layer, split = self.config.ckpt_path, self.config.layer, self.config.split
+        folder = Path(self.config.out or _run_of(path) / "features")
+        writer = FeatureWriter(layer, folder, about={"checkpoint": str(path), "split": split})
+        writer.check(self.model.plan(self.layout()))
+        self.check()
+        data, trainer = self.datamodule, self.trainer
+        self.model.compile_backend = None  # layers are looked at one by one
+        if split == "train":
+            data.predict_dataloader = lambda: in_order(data.train_dataloader())
+        else:
+            data.predict_dataloader = data.val_dataloader
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
+        trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        trainer.predict(self.model, datamodule=data, ckpt_path=path, return_predictions=False)
+        if self.trainer.is_global_zero:
+            print(f"features: {near_path(folder)}/{writer.pattern}")
 
 
 def _run_of(checkpoint: str | None) -> Path:
@@ -216,22 +247,21 @@ def run(verb: str, args: list[str]) -> None:
     """Run one verb.
 
     Raises:
-        SystemExit: code 2 for a mistake in the input, after one line on stderr.
+        SystemExit: code 2 for a mistake in the input, 1 if training had to stop or a check failed; after one line.
     """
     _hush()
     cli: Any = None
     first = RUN_FOLDER not in os.environ
     try:
         cli = LanesCLI.__new__(LanesCLI)
-        if verb == "plan":
-            cli.__init__(args, run=False)
-            lane_devices = cli.layout()
-            plan = cli.model.plan(lane_devices)
-            print(f"mesh: {cli.trainer.world_size // lane_devices} x {lane_devices} (replicas x lane devices)\n{plan}")
-            if cli.config.save:
-                plan.save(cli.config.save)
-        else:
-            cli.__init__([verb, *args])
+        cli.__init__(verb, args)  # Lightning's own verbs run in it
+        ours = {"plan": cli.show_plan, "check": cli.check_placed, "features": cli.write_features}
+        if verb in ours:
+            ours[verb]()
+    except NonFiniteError as end:
+        # Only the first process fails: Lightning kills that one if another fails first.
+        if cli.trainer.is_global_zero:
+            _fail(verb, end, code=1)
     except Mistake as mistake:
         parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
         keys = [action.dest for parser in parsers for action in parser._actions]
@@ -239,14 +269,16 @@ def run(verb: str, args: list[str]) -> None:
     except MISTAKES as mistake:
         if getattr(cli, "checked", False):
             raise
-        _fail(verb, mistake)
+        # jsonargparse wraps what a constructor said into a page on every type that it tried.
+        told = one_line(str(mistake), (), args) if "Union subtypes" in str(mistake) else str(mistake)
+        _fail(verb, Mistake(told))
     finally:
         if first:
             os.environ.pop(RUN_FOLDER, None)  # a later run of this process gets a folder of its own
 
 
-def _fail(verb: str, mistake: Exception) -> NoReturn:
+def _fail(verb: str, mistake: Exception, *, code: int = 2) -> NoReturn:
     if os.environ.get("LANES_DEBUG"):
         raise mistake
     print(f"lanes {verb}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

@@ -37,10 +37,11 @@ def one_line(message: str, keys: Iterable[str], args: list[str]) -> str:
         module, wrong = found.groups()
         return f"there is no {wrong!r} in {module}{_nearest(wrong, dir(importlib.import_module(module)))}"
     if found := _MISSING.search(text):
-        missing = ", ".join(key.split(".", 1)[-1] for key in re.findall(r"[\w.]+", found.group(1)))
-        remedy = (
-            "it belongs into the configuration" if {"-c", "--config"} & set(args) else "give a configuration: -c FILE"
-        )
+        missing = ", ".join(key.split(".", 1)[-1] for key in re.findall(r"[\w.]+", found.group(1) or found.group(2)))
+        has_config = {"-c", "--config"} & set(args)
+        remedy = "it belongs into the configuration" if has_config else "give a configuration: -c FILE"
+        if found.group(1) is None:  # of the command line alone
+            remedy = "give it on the command line"
         return f"{missing} is missing; {remedy}"
     if "Union subtypes" in text:  # of all that did not fit, keep what our own class said
         reasons = [part.split(" Given value")[0] for part in text.split(" - ")[1:]]

@@ -6,8 +6,9 @@ Everything else is Lightning's ``ModelParallelStrategy``. Clipping needs no code
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import lightning
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -16,8 +17,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lanes.checkpoint import load_checkpoint, save_checkpoint
-from lanes.mesh import DATA_AXIS, Axis, axis, check_lane_devices, check_layout, divisors, init_mesh, one_of
+from lanes.checkpoint import extra_sets, load_checkpoint, save_checkpoint
+from lanes.mesh import (
+    DATA_AXIS,
+    Axis,
+    axis,
+    check_lane_devices,
+    check_layout,
+    divisors,
+    init_mesh,
+    one_of,
+    replica_seed,
+)
 from lanes.placement import average_statistics
 from lanes.planning import Plan, PlanError
 
@@ -27,6 +38,23 @@ class Plannable(Protocol):
 
     def plan(self, lane_devices: int) -> Plan:
         """Plan the module's network for a number of lane devices."""
+
+
+@runtime_checkable
+class TensorKeeper(Protocol):
+    """What the strategy asks of a callback that keeps tensors in checkpoints, beside the network's.
+
+    Attributes:
+        checkpoint_set: the name of the set of tensors, and of its file.
+    """
+
+    checkpoint_set: str
+
+    def checkpoint_tensors(self, pl_module: LightningModule) -> dict[str, Tensor]:
+        """The tensors, to be written or overwritten."""
+
+    def checkpoint_loaded(self, pl_module: LightningModule, *, found: bool) -> None:
+        """A checkpoint was read: the network, and the tensors too if they were found in it."""
 
 
 def choose_lane_devices(module: Plannable, wanted: int | Literal["auto"], per_node: int, num_nodes: int) -> int:
@@ -95,6 +123,11 @@ class LaneStrategy(ModelParallelStrategy):
     def process_dataloader(self, dataloader: object) -> object:
         """Let training drop what does not divide over the replicas, and evaluation see every sample once."""
         sampler = dataloader.sampler if isinstance(dataloader, DataLoader) else None
+        if isinstance(dataloader, DataLoader) and dataloader.generator is None:
+            # An iterator draws its workers' seed as it begins, which a resumed epoch does before the replica's stream
+            # is started, and others after it: masks and augmentation would not be those of the undisturbed training.
+            seed = replica_seed(torch.initial_seed(), self.data_axis.index)
+            dataloader.generator = torch.Generator().manual_seed(seed)
         if isinstance(sampler, DistributedSampler):
             module: Any = self.lightning_module
             _cover(sampler, training=module.trainer.training)
@@ -137,21 +170,39 @@ class LaneStrategy(ModelParallelStrategy):
         state = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
         state["hyper_parameters"] = {k: repr(v) for k, v in state.get("hyper_parameters", {}).items()}
         optimizers = self.optimizers if "optimizer_states" in checkpoint else []
-        save_checkpoint(self.broadcast(filepath), self._net, optimizers, state)
+        extra = {keeper.checkpoint_set: keeper.checkpoint_tensors(self._module) for keeper in self._keepers}
+        save_checkpoint(self.broadcast(filepath), self._net, optimizers, state, extra=extra)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint folder into the network on this mesh, and into the optimizers when training goes on."""
-        assert self.lightning_module is not None
-        training = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        training = self._module.trainer.state.fn == TrainerFn.FITTING
         path = self.broadcast(checkpoint_path)
-        return {"state_dict": {}, **load_checkpoint(path, self._net, self.optimizers if training else [])}
+        found = extra_sets(path)
+        keepers = {keeper.checkpoint_set: keeper for keeper in self._keepers}
+        extra = {name: keeper.checkpoint_tensors(self._module) for name, keeper in keepers.items() if name in found}
+        state = load_checkpoint(path, self._net, self.optimizers if training else [], extra=extra)
+        for name, keeper in keepers.items():
+            keeper.checkpoint_loaded(self._module, found=name in found)
+        if training and "global_step" not in state:
+            raise ValueError(
+                f"{path} was not written by a training that could go on from it; start from its weights: model.init_from"
+            )
+        # Trainers read the version before anything else; lanes.save_checkpoint of a plain loop does not know it.
+        return {"pytorch-lightning_version": lightning.__version__, "state_dict": {}, **state}
+
+    @property
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    @property
+    def _keepers(self) -> list[TensorKeeper]:
+        return [callback for callback in self._module.trainer.callbacks if isinstance(callback, TensorKeeper)]  # type: ignore[attr-defined]
 
     @property
     def _net(self) -> nn.Module:
         """The placed network: the plain model's names are those below it."""
-        module = self.lightning_module
-        assert isinstance(module, LightningModule)
-        net = getattr(module, "net", module)
+        net = getattr(self._module, "net", self._module)
         assert isinstance(net, nn.Module)
         return net
 

@@ -1,12 +1,14 @@
 """Bad input: one line that names the value and the remedy, exit code 2, no stack trace, before anything is spent."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
-from lanes.cli import main
-from tests.integration.command import CONFIG, lanes
+from lanes.cli import KEYS, main
+from lanes.training import Photographs
+from tests.integration.command import CONFIG, SMALL, lanes
 
 NET = "--model.net.init_args"
 CASES = {
@@ -104,3 +106,83 @@ def test_evaluation_needs_a_checkpoint(
     with pytest.raises(SystemExit, match="2"):
         main(["validate", "-c", str(CONFIG)])
     assert "give --ckpt_path" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["features", "-c", str(CONFIG), "nowhere.ckpt", "--layer", "conv33"], ["'conv33'", "did you mean 'conv3'"]),
+        (["features", "-c", str(CONFIG), "nowhere.ckpt", "--layer", "conv3"], ["nowhere.ckpt", "no checkpoint"]),
+        (["features", "-c", str(CONFIG), "nowhere.ckpt"], ["layer is missing; give it on the command line"]),
+        (["features", "-c", str(CONFIG), "--layer", "conv3"], ["ckpt_path is missing; give"]),
+        (["features", "-c", str(CONFIG), "a.ckpt", "--layer", "conv3", "--split", "vall"], ["split", "vall", "train"]),
+        (["check", "-c", str(CONFIG), "--images", "0"], ["--images 0", "at least 1"]),
+        (["check", "-c", str(CONFIG), "--imges", "1"], ["imges", "did you mean 'images'"]),
+    ],
+)
+def test_one_line_of_our_own_verbs(
+    arguments: list[str],
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    errors = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
+    assert end.value.code == 2
+    assert len(errors) == 1, errors
+    for words in said:
+        assert words in errors[0]
+    assert not list(tmp_path.iterdir()), "something was spent"
+
+
+def test_data_that_cannot_be_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bad image is found before processes start."""
+
+    def prepare_data(self: Photographs) -> None:
+        raise ValueError("row 7 of train.parquet: the image cannot be read")
+
+    monkeypatch.setattr(Photographs, "prepare_data", prepare_data)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "-c", str(CONFIG)])
+    assert "lanes fit: error: row 7 of train.parquet: the image cannot be read" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir()), "something was spent"
+
+
+def test_training_that_explodes(tmp_path: Path) -> None:
+    """All processes stop together, with one line that says when, where and what to do."""
+    wild = (
+        "--model.optimizer.init_args.lr",
+        "1e30",
+        "--trainer.gradient_clip_val",
+        "null",
+        "--trainer.logger",
+        "false",
+    )
+    answer = lanes("fit", "-c", CONFIG, *SMALL, *wild, folder=tmp_path)
+    assert answer.returncode == 1
+    (error,) = (line for line in answer.stderr.splitlines() if "error:" in line)
+    assert re.match(r"lanes fit: error: training stopped at step \d+: the loss is not finite", error)
+    assert "lower the learning rate" in error
+    assert "Traceback" not in answer.stderr
+
+
+def test_the_short_help_names_keys_that_exist(capfd: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--help"])
+    short = capfd.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help_all"])
+    every = capfd.readouterr().out
+    assert len(short.splitlines()) < 40 < len(every.splitlines())
+    keys = [key for key in KEYS if key.startswith("--")]
+    assert all(key in short for key in keys)
+    words = set(re.findall(r"--[\w.]+", every))
+    # What belongs to a chosen class (the strategy's arguments) is not in Lightning's list.
+    assert [key for key in keys if key not in words] == ["--trainer.strategy.lane_devices"]

@@ -1,0 +1,47 @@
+"""What a run says at its end: how it went, and where everything is."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def fit_results(trainer: Trainer) -> str:
+    """A few lines: accuracy, checkpoints, log, pictures."""
+    folder = Path(trainer.default_root_dir)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    names = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
+    said = [f"{label} {_shown(k, metrics[k])}" for k, label in names.items() if k in metrics]
+    if not said and "train/loss" in metrics:
+        said = [f"training loss {_shown('train/loss', metrics['train/loss'])} (there was no validation)"]
+    if not said:
+        return f"\nnothing was left to train: {trainer.global_step} steps are done; raise trainer.max_epochs"
+    lines = [f"\n{', '.join(said)} after {trainer.global_step} steps"]
+    places: list[tuple[str, Any, str]] = []
+    for checkpoint in trainer.checkpoint_callbacks:
+        assert isinstance(checkpoint, ModelCheckpoint)
+        monitor, score = checkpoint.monitor, checkpoint.best_model_score
+        if monitor is None or score is None:
+            places.append(("last checkpoint", checkpoint.best_model_path, ""))
+        else:
+            remark = f"  ({names.get(monitor, monitor)} {_shown(monitor, float(score))})"
+            places.append(("best checkpoint", checkpoint.best_model_path, remark))
+    places += [
+        ("log", getattr(trainer.logger, "run_folder", None), ""),
+        ("filter pictures", folder / "filters", ""),
+    ]
+    for label, place, remark in places:
+        if place and Path(place).exists():
+            lines.append(f"{label + ':':17}{near_path(place)}{remark}")
+    return "\n".join(lines)
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.2%}" if "top" in metric else f"{value:.4f}"
+
+
+def near_path(path: str | Path) -> str:
+    """A path as a person would write it from here."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
