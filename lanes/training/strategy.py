@@ -185,7 +185,7 @@ class LaneStrategy(ModelParallelStrategy):
             keeper.checkpoint_loaded(self._module, found=name in found)
         if training and "global_step" not in state:
             raise ValueError(
-                f"{path} was not written by a training that could go on from it; start from its weights: model.init_from"
+                f"{path} was not written by a training that can go on; start from its weights by model.init_from"
             )
         # Trainers read the version before anything else; lanes.save_checkpoint of a plain loop does not know it.
         return {"pytorch-lightning_version": lightning.__version__, "state_dict": {}, **state}
