@@ -93,7 +93,7 @@ class Images(ImageData):
             batch_size, image_shape=shape, augment=augment, mixing=mixing, views=views, num_workers=num_workers
         )
         source = str(source)
-        local_path(source)  # a path that does not exist should be said now
+        path = local_path(source)  # a path that does not exist should be said now
         self.form = Form(image_size if stored_size is None else stored_size, color)
         at_least(image_size, stored_size=self.form.size)
         at_least(0, cache_limit_gib=cache_limit_gib)
@@ -109,6 +109,8 @@ class Images(ImageData):
         self._asked = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
         self._limits = {"train_split": num_train, "val_split": num_val, "test_split": num_val}
         folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        if path is not None and folder.resolve().is_relative_to(path):
+            raise ValueError(f"cache_dir {folder} lies in the source {source!r}: its files would be taken for data")
         self.cache = PixelCache(folder, cache, cache_limit_gib, on_bad_image, getattr(rank_zero_only, "rank", 0) == 0)
 
     @cached_property

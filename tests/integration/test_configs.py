@@ -26,7 +26,7 @@ def on_small_data(config: Path, source: Path) -> list[object]:
     if data["class_path"].endswith("Photographs"):
         return ["--data.num_train", 16, "--data.num_val", 10, "--data.batch_size", 8]
     hub = ["--data.config_name", "null"] if "config_name" in data["init_args"] else []
-    return ["--data.source", source, *hub, "--data.cache_dir", source / "cache", "--data.batch_size", 4]
+    return ["--data.source", source, *hub, "--data.cache_dir", source.with_name("cache"), "--data.batch_size", 4]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -37,7 +37,9 @@ def test_header(config: Path) -> None:
     assert f"-c configs/{config.name}" in config.read_text(), "the command names another file"
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if "imagenet_" not in path.stem], ids=lambda path: path.stem
+)
 def test_two_steps(config: Path, source: Path, tmp_path: Path) -> None:
     short = ["--trainer.max_steps", 2, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--checkpoint.save_top_k", 0]

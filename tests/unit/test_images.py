@@ -302,6 +302,11 @@ def test_wrong_settings_are_refused_at_once(folder, settings, message):
         Images(**({"source": str(folder), "batch_size": 8, "image_size": 16} | settings))
 
 
+def test_a_cache_in_the_source_is_refused(make, folder):
+    with pytest.raises(ValueError, match="lies in the source"):
+        make(cache_dir=str(folder / "cache"))
+
+
 def test_a_batch_larger_than_the_training_set(make):
     with pytest.raises(ValueError, match="batch_size=41 is more than the 40 training images"):
         make(batch_size=41).prepare_data()
