@@ -144,9 +144,10 @@ class LanesCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
         classes = getattr(self.datamodule, "num_classes", None)
-        if classes is not None and classes > model.num_classes:
+        if classes is not None and classes != model.num_classes:
             raise ValueError(
-                f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes"
+                f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes to "
+                f"{classes}"
             )
         path = (self.config[self.subcommand] if self.subcommand else self.config).get("ckpt_path")
         if path:

@@ -26,7 +26,8 @@ def on_small_data(config: Path, source: Path) -> list[object]:
     if data["class_path"].endswith("Photographs"):
         return ["--data.num_train", 16, "--data.num_val", 10, "--data.batch_size", 8]
     hub = ["--data.config_name", "null"] if "config_name" in data["init_args"] else []
-    return ["--data.source", source, *hub, "--data.cache_dir", source.with_name("cache"), "--data.batch_size", 4]
+    net = ["--model.net.init_args.num_classes", 3]
+    return [*net, "--data.source", source, *hub, "--data.cache_dir", source.with_name("cache"), "--data.batch_size", 4]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

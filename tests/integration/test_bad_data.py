@@ -1,0 +1,79 @@
+"""Bad data through the command: one line, exit code 2, no process started, no run folder."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lanes.cli import main
+from tests.images import class_names, patches, write_parquet, write_rows
+from tests.integration.command import ROOT
+
+CONFIG = ROOT / "configs" / "cifar10.yaml"
+
+
+def whole(folder: Path) -> None:
+    write_parquet(folder, count=20, size=32, classes=10, val_count=10)
+
+
+def truncated(folder: Path) -> None:
+    """The image of row 7 is cut off."""
+    whole(folder)
+    rows = patches(count=20, size=32, classes=10)
+    rows[7] = (rows[7][0][:200], rows[7][1])
+    write_rows(folder / "train-00000-of-00001.parquet", rows, class_names(10))
+
+
+def corrupt(folder: Path) -> None:
+    """The bytes of row 11 of the other split are of no image."""
+    whole(folder)
+    rows = patches(count=10, size=32, classes=10, seed=1)
+    rows[3] = (b"no image", rows[3][1])
+    next(folder.glob("validation-*")).unlink()
+    write_rows(folder / "validation-00000-of-00001.parquet", rows, class_names(10))
+
+
+def few_classes(folder: Path) -> None:
+    write_parquet(folder, count=20, size=32, classes=4, val_count=10)
+
+
+def empty_split(folder: Path) -> None:
+    whole(folder)
+    next(folder.glob("validation-*")).unlink()
+    write_rows(folder / "validation-00000-of-00001.parquet", [], class_names(10))
+
+
+CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
+    "a missing path": (whole, ["--data.source", "./nothing"], ["no file or folder './nothing'"]),
+    "a wrong column": (whole, ["--data.label_column", "labl"], ["'labl'", "did you mean 'label'"]),
+    "a wrong split": (whole, ["--data.val_split", "vall"], ["'vall'", "validation (10)"]),
+    "a truncated image": (truncated, [], ["00007.png (row 7 of split 'train' of ", "on_bad_image to skip"]),
+    "a corrupt image": (corrupt, [], ["00003.png (row 3 of split 'validation' of ", "no image format"]),
+    "fewer classes than the net": (few_classes, [], ["4 classes", "10 apart", "set num_classes to 4"]),
+    "an empty split": (empty_split, [], ["validation", "is empty"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, arguments, said = CASES[case]
+    make(tmp_path / "images")
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "tables")
+    monkeypatch.setenv("LANES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path / "work")
+    own = [] if "--data.source" in arguments else ["--data.source", str(tmp_path / "images")]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "-c", str(CONFIG), "--data.batch_size", "4", *own, *arguments])
+    answer = capfd.readouterr()
+    errors = [line for line in answer.err.splitlines() if "error:" in line]
+    assert end.value.code == 2, answer.err
+    assert len(errors) == 1, answer.err
+    for words in said:
+        assert words in errors[0]
+    assert "Traceback" not in answer.err + answer.out
+    assert not list((tmp_path / "work").iterdir()), "something was spent"
