@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lanes.tables import table
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and what derives from them, as GroupedLinear does
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
@@ -98,7 +100,7 @@ class GroupingReport:
             others = f"{self.other_parameters:,}"
             rows.append(("(others)", "", "", others, others, "-", "-", "-"))
         rows.append(("total", "", "", *_counts(self), ""))
-        return "\n".join([self._title(), _table([_HEAD, *rows]), self._summary()])
+        return "\n".join([self._title(), table([_HEAD, *rows], "<<>>>>>>", total=True), self._summary()])
 
     def _title(self) -> str:
         if self.image_shape is None:
@@ -200,17 +202,3 @@ def _counts(counted: LayerGrouping | GroupingReport) -> tuple[str, str, str, str
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * (1 - part / whole) if whole else 0:.1f} %"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Columns under a heading, the last row set apart: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        padded = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])

@@ -24,6 +24,7 @@ from lanes import rules
 from lanes.glue import glue
 from lanes.mesh import check_lane_devices, divisors, one_of
 from lanes.rules import Step
+from lanes.tables import table
 from lanes.tracing import PlanError, Trace, Value, trace
 from lanes.ways import WAYS
 
@@ -120,7 +121,7 @@ class Plan:
             f"{self.parameters:,}",
         )
         title = f"{self.lane_devices} lane device{'s' if self.lane_devices > 1 else ''}, crossings in {self.dtype}"
-        return f"{title}; bytes are per image and lane device\n{_table([head, *rows, total])}"
+        return f"{title}; bytes are per image and lane device\n{table([head, *rows, total], '<<<>>>>', total=True)}"
 
     def save(self, path: str | Path) -> None:
         """Write the plan as YAML."""
@@ -293,16 +294,3 @@ def _bytes(number: float) -> str:
     if not number:
         return "-"
     return f"{number:,.0f} B" if number < 10_000 else f"{number / 1024:,.1f} KiB"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])

@@ -198,9 +198,9 @@ class Source:
         """The label values that there are, of a column without names; -1 and None mean no label."""
         name = "train" if "train" in self._splits else next(iter(self._splits))
         column = self._column(self._splits[name])
-        if wrong := next((value for value in column if not isinstance(value, int | str | None)), None):
+        if wrong := {type(value).__name__ for value in column if not isinstance(value, int | str | None)}:
             raise ValueError(
-                f"label_column: column {self.label_column!r} of {self.name} holds {type(wrong).__name__} values, not "
+                f"label_column: column {self.label_column!r} of {self.name} holds {min(wrong)} values, not "
                 "classes (integers or words)"
             )
         return sorted({value for value in column if value is not None and value != -1})

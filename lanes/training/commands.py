@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lanes.checkpoint import check_checkpoint
+from lanes.data.decoding import BadImageError
 from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter, in_order
@@ -156,6 +157,8 @@ class LanesCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FilterPictures):
                 callback.check(model.plain_net())
+            elif isinstance(callback, Health):
+                callback.check(self.trainer)
         if path and path not in ("best", "last", "hpc"):
             check_checkpoint(path, model.plain_net())
         self.checked = True
@@ -189,7 +192,12 @@ class LanesCLI(LightningCLI):
         if self.config.images < 1:
             raise ValueError(f"--images {self.config.images} is too few: give at least 1")
         self.check()
-        report = check_placed(self.trainer, self.model, self.datamodule, self.config.images)
+        try:
+            report = check_placed(self.trainer, self.model, self.datamodule, self.config.images)
+        except ValueError as mistake:  # what cannot be checked, all processes refuse alike
+            if self.trainer.is_global_zero:
+                _fail(self.verb, mistake)
+            raise SystemExit(2) from None
         if self.trainer.is_global_zero:
             print(f"mesh: {report.replicas} x {report.lane_devices} (replicas x lane devices), float64\n{report}")
             raise SystemExit(0 if report.passed else 1)
@@ -267,6 +275,8 @@ def run(verb: str, args: list[str]) -> None:
         parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
         keys = [action.dest for parser in parsers for action in parser._actions]
         _fail(verb, Mistake(one_line(str(mistake), keys, args)))
+    except BadImageError as bad:  # in one process; a loader's process has wrapped it into its stack trace
+        _fail(verb, Mistake(str(bad)[str(bad).rindex("bad image:") :]), code=1 if cli.checked else 2)
     except MISTAKES as mistake:
         if getattr(cli, "checked", False):
             raise

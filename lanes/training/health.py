@@ -41,8 +41,12 @@ class Health(Callback):
         self._values: dict[str, float] = {}
         self._bad: Tensor | None = None  # [first bad step (0: none), was the loss finite, the loss]: on the device
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the layers."""
+    def check(self, trainer: Trainer) -> None:
+        """Compare the steps at which this logs with those at which the trainer does.
+
+        Raises:
+            ValueError: every_n_steps is no multiple of trainer.log_every_n_steps.
+        """
         logged = getattr(trainer, "log_every_n_steps", 50)
         self.every = self.every_n_steps or logged
         if logged and self.every % logged:
@@ -50,6 +54,10 @@ class Health(Callback):
                 f"Health: every_n_steps={self.every} is no multiple of trainer.log_every_n_steps={logged}, at which "
                 "values are written; use a multiple of it, or leave every_n_steps out"
             )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers."""
+        self.check(trainer)
         module: Any = pl_module
         self._weights = LaneWeights(module.net, module.placed_by, axis(module.device_mesh, LANE_AXIS))
         self._bad = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=pl_module.device)

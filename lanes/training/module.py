@@ -19,7 +19,7 @@ from lanes.mesh import DATA_AXIS, LANE_AXIS, axis, check_alike, seed_replica
 from lanes.placement import place
 from lanes.planning import Plan, near, plan
 from lanes.training.finetuning import check_weights, load_weights
-from lanes.training.parameter_groups import ParameterGroup, divide, make_optimizer
+from lanes.training.parameter_groups import ParameterGroup, make_optimizer
 from lanes.training.schedules import Schedule
 
 # Its own random numbers would give other masks, depending on how lanes are spread. And where it chooses memory formats
@@ -118,9 +118,10 @@ class Classifier(LightningModule):
 
         Raises:
             FileNotFoundError: there is no file ``init_from``.
-            ValueError: a parameter group matches nothing, or the file does not fit the network.
+            ValueError: a parameter group matches nothing, the optimizer refuses a setting, or the file does not fit the
+                network.
         """
-        divide([name for name, _ in self.plain_net().named_parameters()], self.parameter_groups)
+        make_optimizer(self.make_optimizer, self.plain_net(), self.parameter_groups)
         self.check_init()
 
     def check_init(self) -> None:
@@ -170,14 +171,15 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how many steps make an epoch: another number of replicas makes it in another number of steps."""
-        checkpoint["steps_per_epoch"] = self._steps_per_epoch
+        checkpoint["steps_per_epoch"], checkpoint["schedule_shift"] = self._steps_per_epoch, self._shift
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on in the schedule where the epochs are, not where the steps of the earlier layout were."""
         before, now = checkpoint.get("steps_per_epoch"), self._steps_per_epoch
         if before and now:
             step = checkpoint["global_step"]
-            self._shift = round(step / before * now) - step
+            scheduled = step + checkpoint.get("schedule_shift", 0)  # it may have been resumed on another layout itself
+            self._shift = round(scheduled / before * now) - step
 
     def on_train_epoch_start(self) -> None:
         """Start the replica's random stream of this epoch: masks and augmentation do not depend on what came before."""
