@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -192,12 +193,8 @@ class LanesCLI(LightningCLI):
         if self.config.images < 1:
             raise ValueError(f"--images {self.config.images} is too few: give at least 1")
         self.check()
-        try:
-            report = check_placed(self.trainer, self.model, self.datamodule, self.config.images)
-        except ValueError as mistake:  # what cannot be checked, all processes refuse alike
-            if self.trainer.is_global_zero:
-                _fail(self.verb, mistake)
-            raise SystemExit(2) from None
+        self.checked = False  # what cannot be checked is a mistake of the input too, which all processes find
+        report = check_placed(self.trainer, self.model, self.datamodule, self.config.images)
         if self.trainer.is_global_zero:
             print(f"mesh: {report.replicas} x {report.lane_devices} (replicas x lane devices), float64\n{report}")
             raise SystemExit(0 if report.passed else 1)
@@ -276,7 +273,11 @@ def run(verb: str, args: list[str]) -> None:
         keys = [action.dest for parser in parsers for action in parser._actions]
         _fail(verb, Mistake(one_line(str(mistake), keys, args)))
     except BadImageError as bad:  # in one process; a loader's process has wrapped it into its stack trace
-        _fail(verb, Mistake(str(bad)[str(bad).rindex("bad image:") :]), code=1 if cli.checked else 2)
+        _fail(verb, Mistake("bad image:" + str(bad).rpartition("bad image:")[2]), code=1 if cli.checked else 2)
+    except RuntimeError as error:
+        if not re.search("Connection (closed|reset) by peer", str(error)):
+            raise
+        _fail(verb, Mistake("another process has ended; why, it says above, unless it was killed"), code=1)
     except MISTAKES as mistake:
         if getattr(cli, "checked", False):
             raise
@@ -290,6 +291,6 @@ def run(verb: str, args: list[str]) -> None:
 
 def _fail(verb: str, mistake: Exception, *, code: int = 2) -> NoReturn:
     if os.environ.get("LANES_DEBUG"):
-        raise mistake
+        raise sys.exception() or mistake  # the first cause, which is being handled
     print(f"lanes {verb}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
     raise SystemExit(code)

@@ -1,5 +1,6 @@
 """Image data sets of one's own: from the Hugging Face hub, Parquet files, or folders of images."""
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -218,6 +219,9 @@ class Images(ImageData):
             lines.append(f"  test:   {self._counts('test')}")
         elif "test" not in self._splits["val"].name and "test" in self._source.sizes and not self._asked["test_split"]:
             lines.append("          (the split 'test' has no labels)")
+        pairs = itertools.product(self._splits["train"].pieces, self._splits["val"].pieces)
+        if any(a.split == b.split and max(a.start, b.start) < min(a.stop, b.stop) for a, b in pairs):
+            lines.append("          (train and val share images: set train_split and val_split apart)")
         skipped = {name: len(images.split) - len(images) for name, images in sets.items()}
         if any(skipped.values()):
             lines.append(f"  bad:    skipped {', '.join(f'{count} of {name}' for name, count in skipped.items())}")

@@ -136,6 +136,24 @@ def spoil(net: Any, replica: int, lane_device: int) -> None:
     net.conv1.weight.to_local()[0] = torch.nan
 
 
+class Overflows(nn.Module):
+    """Its outputs are not finite, in float64 neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 14 * 14, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images).flatten(1) * 1e308 * 1e10)
+
+
+def test_a_plain_model_that_is_not_finite_does_not_pass(ranks: Ranks) -> None:
+    """Its noise is no excuse: the placed model's numbers were compared with nothing."""
+    report = ranks(checked, 1, Overflows, 1)[0]
+    assert not report.passed
+    assert "FAILED: head: outputs of the plain model itself differ by inf" in str(report)
+
+
 def refused(images: int, build: Callable[[], nn.Module], sync: bool) -> None:
     example = torch.randn(images, 3, 16, 16)
     how = partial(placing, example=example[:2].double(), alter=as_it_is, sync=sync)

@@ -8,7 +8,7 @@ import pytest
 
 from lanes.cli import main
 from tests.images import class_names, patches, write_parquet, write_rows
-from tests.integration.command import ROOT
+from tests.integration.command import ROOT, lanes
 
 CONFIG = ROOT / "configs" / "cifar10.yaml"
 
@@ -77,3 +77,20 @@ def test_one_line(
         assert words in errors[0]
     assert "Traceback" not in answer.err + answer.out
     assert not list((tmp_path / "work").iterdir()), "something was spent"
+
+
+def test_found_by_one_replica_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cache an image is decoded when it is needed; who reads it says which, the others do not hang."""
+    truncated(tmp_path / "images")
+    for variable in ("HF_DATASETS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    data = {"source": tmp_path / "images", "cache": "off", "batch_size": 5, "num_workers": 1}
+    given = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.2, 0.2, 0.2]"}  # measuring would find it before
+    settings = [word for key, value in (data | given).items() for word in (f"--data.{key}", value)]
+    replicas = ("--trainer.strategy.lane_devices", 1, "--trainer.logger", "false", "--trainer.max_epochs", 1)
+    answer = lanes("fit", "-c", CONFIG, *settings, *replicas, folder=tmp_path)
+    assert answer.returncode == 1
+    errors = {line for line in answer.stderr.splitlines() if "error:" in line}
+    (bad,) = (line for line in errors if "another process has ended" not in line)
+    assert "lanes fit: error: bad image: 00007.png (row 7 of split 'train' of " in bad
+    assert "Traceback" not in answer.stderr

@@ -32,6 +32,15 @@ CASES = {
         ["--model.net", "tests.integration.networks.WithLayerNorm"],
         ["norm", "LayerNorm", "cannot be placed"],
     ),
+    "a setting that the optimizer has not": (
+        ["--model.parameter_groups", '[{match: "*.bias", settings: {momentumm: 0.5}}]'],
+        ["'*.bias'", "no setting 'momentumm'", "did you mean 'momentum'"],
+    ),
+    "an optimizer's own refusal": (["--model.optimizer.init_args.lr", "-1"], ["Invalid learning rate: -1"]),
+    "health between logging steps": (
+        ["--trainer.callbacks+", "lanes.training.Health", "--trainer.callbacks.every_n_steps", "7"],
+        ["every_n_steps=7 is no multiple of trainer.log_every_n_steps"],
+    ),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no checkpoint"]),
     "fewer classes than the data": ([f"{NET}.num_classes", "3"], ["10 classes", "3", "num_classes"]),
     "more classes than the data": ([f"{NET}.num_classes", "12"], ["10 classes", "12", "set num_classes to 10"]),
@@ -155,6 +164,16 @@ def test_data_that_cannot_be_prepared(
         main(["fit", "-c", str(CONFIG)])
     assert "lanes fit: error: row 7 of train.parquet: the image cannot be read" in capfd.readouterr().err
     assert not list(tmp_path.iterdir()), "something was spent"
+
+
+def test_a_check_that_cannot_be(tmp_path: Path) -> None:
+    """What only started processes can find is told in one line too, by each of them."""
+    few = ("--data.init_args.num_train", 24, "--data.init_args.num_val", 10, "--data.init_args.batch_size", 16)
+    answer = lanes("check", "-c", CONFIG, *few, "--trainer.strategy.lane_devices", 1, folder=tmp_path)
+    assert answer.returncode == 2
+    (error,) = {line for line in answer.stderr.splitlines() if "error:" in line}
+    assert "the training data have 1 batches, 2 replicas need one each; lower batch_size" in error
+    assert "Traceback" not in answer.stderr
 
 
 def test_training_that_explodes(tmp_path: Path) -> None:

@@ -271,6 +271,8 @@ def test_the_card(make):
     assert "bad:" not in card
     assert "given" in make(mean=[0, 0, 0], std=[1, 1, 1]).data_card()
     assert "decoded for every batch" in make(cache="off").data_card()
+    assert "share images" not in make(train_split="train[:70%]", val_split="train[70%:]").data_card()
+    assert "share images" in make(val_split="train[70%:]").data_card()
 
 
 def test_construction_is_cheap_and_knows_the_shape(make, monkeypatch):

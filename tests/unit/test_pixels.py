@@ -235,6 +235,16 @@ def test_statistics_are_those_of_the_pixels(tmp_path, split):
     assert found.std == pytest.approx(colors.std(1, correction=0).tolist())
 
 
+@pytest.mark.parametrize("color", [(77, 77, 77), (1, 2, 3), (200, 13, 99)])
+def test_one_colour_has_no_deviation(tmp_path, color):
+    """What rounding leaves is neither a deviation to divide by, nor a negative variance."""
+    file = BytesIO()
+    Image.new("RGB", (16, 16), color).save(file, "png")
+    source = Source(str(write_rows(tmp_path / "a.parquet", [(file.getvalue(), 0)] * COUNT, ["only"])))
+    images = cache(tmp_path).open(source.split("train", key=""), Form(16))
+    assert cache(tmp_path).statistics(images).std == (0, 0, 0)
+
+
 def test_statistics_look_at_evenly_spaced_images(tmp_path, split, monkeypatch):
     monkeypatch.setattr("lanes.data.statistics.MEASURED", 4)
     images = cache(tmp_path).open(split, Form(16))

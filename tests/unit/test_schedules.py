@@ -1,10 +1,15 @@
 """Learning-rate schedules at points that were worked out by hand."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import nn
 
-from lanes.training import DiscreteExponential, Exponential, Linear, Schedule, StepDecay, WarmupCosine
+from lanes.training import Classifier, DiscreteExponential, Exponential, Linear, Schedule, StepDecay, WarmupCosine
 
 TOTAL = 1000
 
@@ -67,3 +72,31 @@ def test_bad_factors(kind: str, factor: float) -> None:
 def test_bad_steps(steps: float) -> None:
     with pytest.raises(ValueError, match=rf"steps={steps} must be a whole number of at least 2"):
         DiscreteExponential(250, steps)  # type: ignore[arg-type]
+
+
+def scheduled(
+    steps_per_epoch: int, checkpoint: dict[str, Any] | None = None
+) -> tuple[Classifier, Callable[..., float]]:
+    """A classifier that trains 4 epochs on some layout, and its schedule's factor by the optimizer's steps."""
+    module: Any = Classifier(partial(nn.Linear, 2, 2), schedule=Linear(5))
+    module.net, module._trainer = (
+        module.make_net(),
+        SimpleNamespace(estimated_stepping_batches=4 * steps_per_epoch, max_epochs=4),
+    )
+    factor = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    if checkpoint:
+        module.on_load_checkpoint(checkpoint)
+    return module, factor
+
+
+def test_resumed_twice_the_schedule_is_where_the_epochs_are() -> None:
+    """One epoch of 100 steps, then on twice the replicas one of 50, then of 50 again, or of 100."""
+    checkpoint: dict[str, Any] = {"global_step": 100}
+    scheduled(100)[0].on_save_checkpoint(checkpoint)
+    module, factor = scheduled(50, checkpoint)
+    assert factor(100) == pytest.approx(Linear(5)(1, 4))
+    again: dict[str, Any] = {"global_step": 150}
+    module.on_save_checkpoint(again)
+    assert factor(150) == pytest.approx(Linear(5)(2, 4))
+    for steps_per_epoch in (50, 100):
+        assert scheduled(steps_per_epoch, again)[1](150) == pytest.approx(Linear(5)(2, 4))

@@ -103,6 +103,13 @@ def test_labels_without_names(tmp_path, values, names, labels):
     assert source.split("train", key="").labels.tolist() == labels
 
 
+def test_labels_that_are_no_classes(tmp_path):
+    features = {"image": datasets.Image(), "label": datasets.Value("float32")}
+    source = Source(_write(tmp_path / "a.parquet", features, image=_images(2), label=[0.0, 1.5]))
+    with pytest.raises(ValueError, match=r"'label' of .* holds float values, not classes"):
+        _ = source.class_names
+
+
 def test_a_label_that_training_lacks(tmp_path):
     features = {"image": datasets.Image(), "label": datasets.Value("string")}
     for split, values in (("train", ["a", "b"]), ("test", ["a", "c"])):
