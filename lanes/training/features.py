@@ -50,7 +50,8 @@ class FeatureWriter(BasePredictionWriter):
         super().__init__("batch")
         self.layer, self.folder, self.part_bytes = layer, Path(folder), part_bytes
         self.about = {**(about or {}), "layer": layer}
-        self._seen: list[Tensor] = []  # outputs of the layer since the last batch
+        self._runs = 0  # of the layer since the last batch
+        self._seen: list[Tensor] = []  # its outputs
         self._kept: list[dict[str, Tensor]] = []  # not yet written
         self._parts = 0
 
@@ -78,6 +79,7 @@ class FeatureWriter(BasePredictionWriter):
         laned = module.placed_by.layers[self.layer].output == LANED
 
         def look(layer: nn.Module, args: object, output: Tensor) -> None:
+            self._runs += 1
             whole = crossing.leave(output, lane) if laned else output
             if self._writes:  # a copy: the next layer may work in place
                 self._seen.append(whole.detach().to("cpu", torch.float32, copy=True).contiguous())
@@ -101,11 +103,11 @@ class FeatureWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Keep one batch; write what fills a file."""
-        seen, self._seen = self._seen, []
+        seen, self._seen, runs, self._runs = self._seen, [], self._runs, 0
+        if runs != 1:  # on all processes alike
+            raise ValueError(f"{self.layer} runs {runs} times in one forward; which output is meant is not clear")
         if not self._writes:
             return
-        if len(seen) != 1:
-            raise ValueError(f"{self.layer} runs {len(seen)} times in one forward; which output is meant is not clear")
         labels, features = prediction["labels"].cpu(), seen[0]
         if len(features) != len(labels):  # several views of each image
             features = features.unflatten(0, (len(labels), -1))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -68,6 +69,7 @@ class ImageData(LightningDataModule):
         self.image_shape: tuple[int, int, int] = image_shape
         self.augment, self.mixing = list(augment), mixing
         self._told = False  # whether the augmentations know the statistics
+        self._of_checkpoint: dict[str, tuple[float, ...]] = {}  # mean and std with which its network was trained
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}  # mean and std [C, 1, 1] on a device
 
     @property
@@ -103,16 +105,31 @@ class ImageData(LightningDataModule):
     @property
     def mean(self) -> tuple[float, ...]:
         """What is subtracted from each channel, in units of 0..1."""
-        return self.statistics.mean
+        return self._of_checkpoint["mean"] if self._of_checkpoint else self.statistics.mean
 
     @property
     def std(self) -> tuple[float, ...]:
         """What each channel is divided by, in units of 0..1."""
-        return self.statistics.std
+        return self._of_checkpoint["std"] if self._of_checkpoint else self.statistics.std
 
     def data_card(self) -> str:
         """What the data are, in a few lines of plain text."""
         raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """How images are normalised, for checkpoints."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Normalise as the checkpoint's network was trained: other images, measured again, would give other figures."""
+        measured = self.mean, self.std
+        self._of_checkpoint = {name: tuple(state_dict[name]) for name in ("mean", "std")}
+        self._on = {}
+        if not all(map(torch.allclose, map(torch.tensor, measured), map(torch.tensor, (self.mean, self.std)))):
+            rank_zero_info(
+                f"images are normalised as in the checkpoint, mean {figures(self.mean)}, std {figures(self.std)}; "
+                f"measured here: mean {figures(measured[0])}, std {figures(measured[1])}"
+            )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Shuffled full batches; an ordinary loader, whose sampler a strategy can replace."""
@@ -160,9 +177,12 @@ class ImageData(LightningDataModule):
             evaluation: images ``[N, C, S, S]``, or ``[N, 10, C, S, S]`` with ten views; labels int64 ``[N]``.
         """
         images, labels = batch
-        images = augment.to_unit(images)
         mean, std = self._normal(images.device)
-        if self.trainer is not None and self.trainer.training:
+        training = self.trainer is not None and self.trainer.training
+        if not training and self.views == 1:
+            images = center_crop(images, self.image_shape[1])  # of bytes: nothing is made float to be cut off
+        images = augment.to_unit(images)
+        if training:
             self._tell_statistics()
             for change in self.augment:
                 images = change(images)
@@ -170,8 +190,6 @@ class ImageData(LightningDataModule):
                 images, labels = self.mixing(images, labels, self.num_classes)
         elif self.views == 10:
             images = ten_views(images, self.image_shape[1])
-        elif images.shape[1:] != self.image_shape:
-            images = center_crop(images, self.image_shape[1])
         return augment.normalize(images, mean, std), labels
 
     def _normal(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -224,6 +242,11 @@ class ImageData(LightningDataModule):
                         f"mixing gives targets of shape {tuple(targets.shape)} for 2 images; expected [2, "
                         f"{self.num_classes}]"
                     )
+
+
+def figures(values: Sequence[float]) -> str:
+    """Numbers per channel, in words."""
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from lanes.data.decoding import CHANNELS, Color, Form, original_sizes
 from lanes.data.pixels import Cache, ImageSet, OnBadImage, PixelCache, default_cache_dir
 from lanes.data.sources import VAL_SPLITS, Source, Split, local_path
 from lanes.data.statistics import Statistics
-from lanes.training.image_data import ImageData, at_least
+from lanes.training.image_data import ImageData, at_least, figures
 
 SHOWN_CLASSES = 10
 
@@ -197,13 +197,13 @@ class Images(ImageData):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """As given, else of the training pixels."""
-        return tuple(self.given_mean) if self.given_mean is not None else self.statistics.mean
+        """As given, else as in a checkpoint that was loaded, else of the training pixels."""
+        return tuple(self.given_mean) if self.given_mean is not None else super().mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """As given, else of the training pixels."""
-        return tuple(self.given_std) if self.given_std is not None else self.statistics.std
+        """As given, else as in a checkpoint that was loaded, else of the training pixels."""
+        return tuple(self.given_std) if self.given_std is not None else super().std
 
     def data_card(self) -> str:
         """What the data are, in a few lines of plain text."""
@@ -234,7 +234,7 @@ class Images(ImageData):
                 *lines,
                 f"  size:   {self._original_sizes()}; stored with {self.form.size} x {self.form.size} in "
                 f"{self.form.color}, the network reads {side} x {side}",
-                f"  colour: mean {_figures(self.mean)}, std {_figures(self.std)}, {how}",
+                f"  colour: mean {figures(self.mean)}, std {figures(self.std)}, {how}",
                 f"  change: {', '.join(changes) or 'none'} in training; {self.views} view(s) in evaluation",
                 f"  cache:  {self._cached()}",
             ]
@@ -247,6 +247,8 @@ class Images(ImageData):
 
     def _original_sizes(self) -> str:
         sizes = np.array(original_sizes(self._splits["train"]))
+        if not len(sizes):
+            return "of unknown sizes"
         (left, top), (right, bottom) = sizes.min(0), sizes.max(0)
         shown = f"{left} x {top}" if (left, top) == (right, bottom) else f"{left}..{right} x {top}..{bottom}"
         return f"{shown} (of {len(sizes)} looked at)"
@@ -256,7 +258,3 @@ class Images(ImageData):
         if not kept:
             return "none; images are decoded for every batch"
         return f"{sum(file.stat().st_size for file in kept) / 2**20:,.0f} MiB in {self.cache.folder}"
-
-
-def _figures(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in values)

@@ -168,6 +168,19 @@ def test_augmentations_are_told_the_statistics_once(make):
     torch.testing.assert_close(covariance.diagonal().sqrt(), torch.tensor(data.std))
 
 
+def test_a_checkpoint_brings_its_normalisation(make):
+    trained, other = make(), make(num_train=9)
+    assert other.mean != trained.mean
+    other.load_state_dict(trained.state_dict())
+    assert (other.mean, other.std) == (trained.mean, trained.std)
+    batch = trained.val_set.__getitems__([0, 1])
+    ours, theirs = (as_if(data, training=False).on_after_batch_transfer(batch, 0)[0] for data in (trained, other))
+    assert torch.equal(ours, theirs)
+    given = make(num_train=9, mean=[0.5] * 3, std=[0.25] * 3)
+    given.load_state_dict(trained.state_dict())
+    assert (given.mean, given.std) == ((0.5,) * 3, (0.25,) * 3), "what the configuration gives, counts"
+
+
 def test_given_normalisation_needs_no_measuring(make, monkeypatch):
     monkeypatch.setattr("lanes.data.pixels.measure", lambda _: pytest.fail("measured"))
     data = make(mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1], num_train=39)
