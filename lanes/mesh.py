@@ -70,9 +70,10 @@ def check_layout(lane_devices: int, processes: int) -> None:
     """
     check_lane_devices(lane_devices)
     if processes % lane_devices != 0:
+        plural = "s" if processes > 1 else ""
         raise ValueError(
-            f"{lane_devices} lane devices do not divide {processes} device{'s' if processes > 1 else ''}; "
-            f"use {one_of(divisors(processes))} lane devices, or a multiple of {lane_devices} devices"
+            f"{lane_devices} lane devices do not divide {processes} device{plural}; use {one_of(divisors(processes))} "
+            f"lane device{plural}, or a multiple of {lane_devices} devices"
         )
 
 

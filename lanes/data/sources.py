@@ -4,6 +4,7 @@ Everything goes through ``datasets.load_dataset``, whose own cache keeps the fil
 here as the bytes of their files. Each mistake that a person can make here is one line that says the way out.
 """
 
+import dataclasses
 import difflib
 import hashlib
 import re
@@ -91,6 +92,22 @@ class Split:
         batch = self.table[self.rows[indices].tolist()]
         return list(next(iter(batch.values())))
 
+    def shares(self, other: "Split") -> bool:
+        """Whether an image is in both."""
+        ours, theirs = self._places(), other._places()
+        return any(len(np.intersect1d(rows, theirs[name])) for name, rows in ours.items() if name in theirs)
+
+    def _places(self) -> dict[str, NDArray[np.int64]]:
+        """Which rows of which split of the source are used."""
+        places: dict[str, NDArray[np.int64]] = {}
+        before = 0
+        for piece in self.pieces:
+            size = piece.stop - piece.start
+            mine = self.rows[(self.rows >= before) & (self.rows < before + size)] - before + piece.start
+            places[piece.split] = np.concatenate([places.get(piece.split, mine[:0]), mine])
+            before += size
+        return places
+
     def where(self, index: int, path: str | None) -> str:
         """Words for the place of an image: row, split, file."""
         row = int(self.rows[index])
@@ -100,6 +117,32 @@ class Split:
                 return f"{path} ({place})" if path else place
             row -= piece.stop - piece.start
         raise AssertionError("rows lie within the pieces")
+
+
+def hold_out(split: Split, share: float) -> tuple[Split, Split]:
+    """Divide a split in two: the most of every class, and a share of every class, at least one image if there are two.
+
+    Which images are held out depends on the split alone, not on any seed of a training.
+    """
+    rng = np.random.default_rng(0)
+    held = []
+    for label in np.unique(split.labels):
+        mine = np.flatnonzero(split.labels == label)
+        count = min(len(mine) - 1, max(1, round(share * len(mine))))
+        held.append(rng.permutation(mine)[:count])
+    chosen = np.sort(np.concatenate(held))
+    parts = {"without": np.setdiff1d(np.arange(len(split)), chosen), "held out": chosen}
+    rest, out = (
+        dataclasses.replace(
+            split,
+            name=f"{split.name}, {share:.0%} of each class {words}",
+            rows=split.rows[part],
+            labels=split.labels[part],
+            fingerprint=f"{split.fingerprint}-{words}-{share!r}",
+        )
+        for words, part in parts.items()
+    )
+    return rest, out
 
 
 class Source:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lanes.checkpoint import check_checkpoint
 from lanes.data.decoding import BadImageError
+from lanes.planning import near
 from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter, in_order
@@ -26,6 +27,7 @@ from lanes.training.results import fit_results, near_path
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
 
 RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
+MONITORED = ("val/top1", "val/top5", "val/loss", "train/loss")  # what checkpoints and early stopping may go by
 MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException)
 
 
@@ -158,7 +160,13 @@ class LanesCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FilterPictures):
                 callback.check(model.plain_net())
-            elif isinstance(callback, Health):
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *MONITORED):
+                raise ValueError(
+                    f"{type(callback).__name__}: there is no {monitor!r} to monitor{near(str(monitor), MONITORED)} "
+                    f"(there are {', '.join(MONITORED)})"
+                )
+            if isinstance(callback, Health):
                 callback.check(self.trainer)
         if path and path not in ("best", "last", "hpc"):
             check_checkpoint(path, model.plain_net())
@@ -242,6 +250,7 @@ def _hush() -> None:
         ".*across ranks is.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The dirpath has changed from.*",
+        ".*could not find the monitored key.*",
         ".*It is recommended to use .*sync_dist=True.*",
         ".*During `trainer.(validate|test).*it is recommended to use.*",
     ):

@@ -9,11 +9,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from lanes.checkpoint import MODEL, is_checkpoint, shapes
 from lanes.planning import near
+from lanes.training.averaging import WeightAverage
 
 _PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"}
 
@@ -23,7 +25,8 @@ def check_weights(net: nn.Module, path: str | Path, skip: Sequence[str] = ()) ->
 
     Args:
         net: the plain network.
-        path: a ``.safetensors`` file in its names and shapes, or a checkpoint folder.
+        path: a ``.safetensors`` file in its names and shapes, or a checkpoint folder: of it the averaged weights, which
+            are those that were evaluated, if there are any.
         skip: patterns of names (``fnmatch``) that keep their fresh initialisation, and are not missed in the file.
 
     Raises:
@@ -50,12 +53,15 @@ def load_weights(net: nn.Module, path: str | Path, skip: Sequence[str] = ()) -> 
     with safe_open(file, framework="pt") as opened, torch.no_grad():
         for name in names:
             tensors[name].copy_(opened.get_tensor(name))
+    fresh = [name for name in tensors if name not in names]
+    rank_zero_info(f"init_from: {len(names)} tensors of {file}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
 
 
 def _file_of(path: str | Path) -> Path:
     path = Path(path)
     if is_checkpoint(path):
-        return path / MODEL
+        average = path / f"{WeightAverage.checkpoint_set}.safetensors"
+        return average if average.is_file() else path / MODEL
     if not path.is_file():
         raise FileNotFoundError(f"init_from: {path} is neither a .safetensors file nor a checkpoint folder")
     if path.suffix in _PICKLED:

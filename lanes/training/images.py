@@ -1,6 +1,5 @@
 """Image data sets of one's own: from the Hugging Face hub, Parquet files, or folders of images."""
 
-import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from lanes.data.decoding import CHANNELS, Color, Form, original_sizes
 from lanes.data.pixels import Cache, ImageSet, OnBadImage, PixelCache, default_cache_dir
-from lanes.data.sources import VAL_SPLITS, Source, Split, local_path
+from lanes.data.sources import VAL_SPLITS, Source, Split, hold_out, local_path
 from lanes.data.statistics import Statistics
 from lanes.training.image_data import ImageData, at_least, figures
 
@@ -36,6 +35,8 @@ class Images(ImageData):
         train_split: in the words of ``datasets``, e.g. ``train[:90%]``; by default "train".
         val_split: by default the first there is of "validation", "valid", "val", "dev", "test".
         test_split: by default "test" if it is labelled, else the same as ``val_split``.
+        val_share: hold this share of every class of the training split out for validation, e.g. 0.1, drawn once and for
+            all; for data without a split of their own for it.
         config_name: of a hub data set that has several configurations.
         mean: per channel in units of 0..1; by default measured on the training images.
         std: likewise.
@@ -68,6 +69,7 @@ class Images(ImageData):
         train_split: str | None = None,
         val_split: str | None = None,
         test_split: str | None = None,
+        val_share: float | None = None,
         config_name: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -97,6 +99,14 @@ class Images(ImageData):
         path = local_path(source)  # a path that does not exist should be said now
         self.form = Form(image_size if stored_size is None else stored_size, color)
         at_least(image_size, stored_size=self.form.size)
+        if views > 1 and self.form.size == image_size:
+            raise ValueError(
+                f"views={views} are cut out of a larger image: set stored_size above image_size={image_size}, e.g. to "
+                f"{image_size * 8 // 7}"
+            )
+        if val_share is not None and (val_split or not 0 < val_share < 1):
+            wrong = f"val_split={val_split!r} is given as well" if val_split else "it must lie between 0 and 1"
+            raise ValueError(f"val_share={val_share}: {wrong}")
         at_least(0, cache_limit_gib=cache_limit_gib)
         at_least(1, num_val=1 if num_val is None else num_val)
         at_least(batch_size, num_train=batch_size if num_train is None else num_train)
@@ -107,6 +117,7 @@ class Images(ImageData):
             raise ValueError(f"std={list(std)} has a number that is not above 0: images are divided by it")
         self.source, self.given_mean, self.given_std = source, mean, std
         self._columns = {"image_column": image_column, "label_column": label_column, "config_name": config_name}
+        self._val_share = val_share
         self._asked = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
         self._limits = {"train_split": num_train, "val_split": num_val, "test_split": num_val}
         folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
@@ -123,11 +134,15 @@ class Images(ImageData):
         """The three splits by the settings that name them; val and test may be one object."""
         sizes, asked = self._source.sizes, self._asked
         train = self._labelled("train_split", asked["train_split"] or "train")
+        if self._val_share is not None:
+            train, val = hold_out(train, self._val_share)
+            test = self._labelled("test_split", asked["test_split"]) if asked["test_split"] else val
+            return {"train": train, "val": val, "test": test}
         val_name = asked["val_split"] or next((name for name in VAL_SPLITS if name in sizes), None)
         if val_name is None:
             raise ValueError(
-                f"{self._source.name} has no split for validation (it has {', '.join(sizes)}): set train_split and "
-                'val_split, e.g. to "train[:90%]" and "train[90%:]"'
+                f"{self._source.name} has no split for validation (it has {', '.join(sizes)}): set val_share, e.g. to "
+                "0.1, or val_split"
             )
         val = self._labelled("val_split", val_name)
         if asked["test_split"]:
@@ -162,9 +177,21 @@ class Images(ImageData):
             ValueError, FileNotFoundError: what is wrong with the source, an image or the augmentations, in one line.
         """
         _ = self._sets
+        self._check_classes()
         if 0 in self.std:
             raise ValueError("all training images are of one colour: there is nothing to tell apart")
         self.check_augmentation(self.form.shape)
+
+    def _check_classes(self) -> None:
+        """Refuse classes of which nothing could be learned; a trial on few images may leave some out."""
+        counts = torch.bincount(self.train_set.labels, minlength=self.num_classes)
+        missing = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        if missing and self._limits["train_split"] is None:
+            more = f" (nor of {len(missing) - 1} others)" if len(missing) > 1 else ""
+            raise ValueError(
+                f"no training image is of class {missing[0]!r}{more}: folders, and slices such as train[:90%] of a "
+                "sorted set, may leave classes out; val_share holds out a share of every class"
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Open what ``prepare_data`` made; once, whatever the stage."""
@@ -219,10 +246,10 @@ class Images(ImageData):
             lines.append(f"  test:   {self._counts('test')}")
         elif "test" not in self._splits["val"].name and "test" in self._source.sizes and not self._asked["test_split"]:
             lines.append("          (the split 'test' has no labels)")
-        pairs = itertools.product(self._splits["train"].pieces, self._splits["val"].pieces)
-        if any(a.split == b.split and max(a.start, b.start) < min(a.stop, b.stop) for a, b in pairs):
+        if self._splits["train"].shares(self._splits["val"]):
             lines.append("          (train and val share images: set train_split and val_split apart)")
-        skipped = {name: len(images.split) - len(images) for name, images in sets.items()}
+        own = {name: images for name, images in sets.items() if name != "test" or images is not sets["val"]}
+        skipped = {name: len(images.split) - len(images) for name, images in own.items()}
         if any(skipped.values()):
             lines.append(f"  bad:    skipped {', '.join(f'{count} of {name}' for name, count in skipped.items())}")
         how = "measured" if self.given_mean is None else "given"

@@ -28,6 +28,9 @@ def one_line(message: str, keys: Iterable[str], args: list[str]) -> str:
         args: the command line, whose classes and files tell further keys.
     """
     text = " ".join(message.split())
+    if "Union subtypes" in text:  # of all that did not fit, keep what our own class said
+        reasons = [part.split(" Given value")[0] for part in text.split(" - ")[1:]]
+        text = next((r for r in reasons if not r.startswith(("Expected", "Type", "Not a valid"))), text)
     for pattern in _UNKNOWN_KEY:
         if found := pattern.search(text):
             wrong = found.group(1)
@@ -43,9 +46,6 @@ def one_line(message: str, keys: Iterable[str], args: list[str]) -> str:
         if found.group(1) is None:  # of the command line alone
             remedy = "give it on the command line"
         return f"{missing} is missing; {remedy}"
-    if "Union subtypes" in text:  # of all that did not fit, keep what our own class said
-        reasons = [part.split(" Given value")[0] for part in text.split(" - ")[1:]]
-        return next((r for r in reasons if not r.startswith(("Expected", "Type", "Not a valid"))), text)
     return text
 
 

@@ -44,8 +44,9 @@ class Classifier(LightningModule):
         schedule: of the learning rate, by steps.
         parameter_groups: parameters with a learning rate, weight decay or schedule of their own.
         label_smoothing: share of a training target that is spread over all classes.
-        init_from: a ``.safetensors`` file in the plain network's names and shapes, or a checkpoint folder (its
-            ``model.safetensors``), whose weights training starts from; a checkpoint that is resumed replaces them.
+        init_from: a ``.safetensors`` file in the plain network's names and shapes, or a checkpoint folder (of it the
+            averaged weights, if there are any), whose weights training starts from; a checkpoint that is resumed
+            replaces them.
         init_skip: patterns of parameter names, e.g. ``fc8.*``, that keep their fresh initialisation.
         override: layer name -> way of placing it, where the planner's choice is not wanted.
         sync_batch_norm: batch-norm statistics over all replicas.
@@ -89,6 +90,7 @@ class Classifier(LightningModule):
         self.compile_backend = compile_backend
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.placed_by: Plan | None = None
+        self.validated_at_step: int | None = None  # where training stood at the last validation
         self._steps_per_epoch: float | None = None
         self._shift = 0  # between the optimizer's steps and the schedule's, after a change of replicas
 
@@ -204,6 +206,10 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch."""
         self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Note of which step the figures are."""
+        self.validated_at_step = self.trainer.global_step
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch."""

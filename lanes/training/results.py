@@ -17,7 +17,15 @@ def fit_results(trainer: Trainer) -> str:
         said = [f"training loss {_shown('train/loss', metrics['train/loss'])} (there was no validation)"]
     if not said:
         return f"\nnothing was left to train: {trainer.global_step} steps are done; raise trainer.max_epochs"
-    lines = [f"\n{', '.join(said)} after {trainer.global_step} steps"]
+    validated: Any = getattr(trainer.lightning_module, "validated_at_step", None)
+    after = f"after {trainer.global_step} steps"
+    if validated not in (None, trainer.global_step):  # a run may end in the middle of an epoch
+        after = f"after {validated} of {trainer.global_step} steps"
+    lines = [f"\n{', '.join(said)} {after}"]
+    for stopper in trainer.early_stopping_callbacks:
+        if getattr(stopper, "stopped_epoch", 0):
+            monitor: Any = getattr(stopper, "monitor", "")
+            lines.append(f"stopped early, after epoch {trainer.current_epoch}: {monitor} did not improve")
     places: list[tuple[str, Any, str]] = []
     for checkpoint in trainer.checkpoint_callbacks:
         assert isinstance(checkpoint, ModelCheckpoint)

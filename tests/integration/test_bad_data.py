@@ -51,6 +51,12 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "a truncated image": (truncated, [], ["00007.png (row 7 of split 'train' of ", "on_bad_image to skip"]),
     "a corrupt image": (corrupt, [], ["00003.png (row 3 of split 'validation' of ", "no image format"]),
     "fewer classes than the net": (few_classes, [], ["4 classes", "10 apart", "set num_classes to 4"]),
+    "ten views of the same": (whole, ["--data.views", "10"], ["views=10", "set stored_size above image_size=32"]),
+    "an augmentation without its size": (
+        whole,
+        ["--data.augment", "[{class_path: kornia.augmentation.RandomCrop}]"],
+        ["size is missing"],
+    ),
     "an empty split": (empty_split, [], ["validation", "is empty"]),
 }
 

@@ -46,6 +46,7 @@ CASES = {
     "more classes than the data": ([f"{NET}.num_classes", "12"], ["10 classes", "12", "set num_classes to 10"]),
     "another image size": (["--data.init_args.image_size", "32"], ["fc6", "[2, 3, 32, 32]", "image size"]),
     "lane devices of nothing": (["--trainer.strategy.lane_devices", "0"], ["lane_devices", "at least 1, got 0"]),
+    "nothing to monitor": (["--checkpoint.monitor", "val/top2"], ["ModelCheckpoint", "'val/top2'", "did you mean"]),
     "a batch of nothing": (["--data.init_args.batch_size", "0"], ["batch_size", "0"]),
 }
 

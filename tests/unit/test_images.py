@@ -228,12 +228,32 @@ def test_limits_take_images_evenly(make):
 
 def test_only_a_training_split(tmp_path):
     file = write_rows(tmp_path / "a.parquet", patches(count=40, size=16, classes=2), class_names(2))
-    with pytest.raises(
-        ValueError, match=r"no split for validation \(it has train\): set train_split and val_split, e\.g\."
-    ):
+    with pytest.raises(ValueError, match=r"no split for validation \(it has train\): set val_share, e\.g\. to 0\.1"):
         Images(str(file), 8, image_size=16).prepare_data()
     data = Images(str(file), 8, image_size=16, train_split="train[:75%]", val_split="train[75%:]")
     assert (len(data.train_set), len(data.val_set)) == (30, 10)
+
+
+def test_a_share_of_every_class_is_held_out(tmp_path):
+    folder = write_folder(tmp_path / "images", count=40, size=16, classes=4, val_count=4)
+    for file in (folder / "validation").rglob("*.png"):
+        file.unlink()
+    (again, data) = (Images(str(folder), 8, image_size=16, train_split="train", val_share=0.2) for _ in range(2))
+    data.prepare_data()
+    assert data.train_set.labels.bincount().tolist() == [8] * 4
+    assert data.val_set.labels.bincount().tolist() == [2] * 4
+    assert not set(data.train_set.split.rows) & set(data.val_set.split.rows)
+    assert (again.val_set.split.rows == data.val_set.split.rows).all()
+    assert "share images" not in data.data_card()
+    for wrong in ({"val_share": 1.5}, {"val_share": 0.1, "val_split": "train"}):
+        with pytest.raises(ValueError, match="val_share="):
+            Images(str(folder), 8, image_size=16, **wrong)
+
+
+def test_classes_without_a_training_image_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "images", count=40, size=16, classes=4, val_count=4)
+    with pytest.raises(ValueError, match=r"no training image is of class '2-coffee' \(nor of 1 others\)"):
+        Images(str(folder), 8, image_size=16, train_split="train[:50%]").prepare_data()
 
 
 def test_a_test_split_without_labels(tmp_path):
