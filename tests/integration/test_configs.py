@@ -44,7 +44,7 @@ def test_header(config: Path) -> None:
 def test_two_steps(config: Path, source: Path, tmp_path: Path) -> None:
     short = ["--trainer.max_steps", 2, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--checkpoint.save_top_k", 0]
-    answer = lanes("fit", "-c", config, *on_small_data(config, source), *short, *quiet, folder=tmp_path)
+    answer = lanes("fit", "-c", config, *on_small_data(config, source), *short, *quiet, folder=tmp_path, timeout_s=280)
     assert answer.returncode == 0, answer.stderr
     assert "after 2 steps" in answer.stdout
     assert "Warning" not in answer.stderr, answer.stderr
@@ -52,6 +52,6 @@ def test_two_steps(config: Path, source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_check(config: Path, source: Path, tmp_path: Path) -> None:
-    answer = lanes("check", "-c", config, *on_small_data(config, source), "--images", 4, folder=tmp_path)
+    answer = lanes("check", "-c", config, *on_small_data(config, source), "--images", 4, folder=tmp_path, timeout_s=280)
     assert answer.returncode == 0, answer.stderr + answer.stdout
     assert "PASSED" in answer.stdout.splitlines()[-1]
