@@ -95,18 +95,21 @@ class Errors:
         assert ours is not None
         if whole is None:
             return
-        theirs = self._own(group, name, whole)
+        theirs = self._own(group, name, whole, ours)
         same = ours.shape == theirs.shape and bool(ours.isfinite().all()) and bool(theirs.isfinite().all())
         scale = self._reference.scale(group, name) if same else 0.0
         error = _largest_difference(ours, theirs) if same else math.inf
         self.found[group, name] = error / scale if error and scale else error
 
-    def _own(self, group: str, name: str, whole: Tensor) -> Tensor:
+    def _own(self, group: str, name: str, whole: Tensor, ours: Tensor) -> Tensor:
         if self._plan is None or self._lane is None:
             return whole
         if group in ("outputs", "output gradients"):
             layer = self._plan.layers.get(name.split(" (call", maxsplit=1)[0])
-            dim = 1 if layer is not None and layer.output == LANED else None
+            # A module of operations that the plan passes through has no entry of its own; its output shows what it is.
+            devices = self._lane.size
+            laned = whole.dim() > 1 and ours.dim() > 1 and whole.shape[1] == devices * ours.shape[1]
+            dim = 1 if (laned if layer is None else layer.output == LANED) else None
         else:
             layer_name, _, key = name.rpartition(".")
             dim = _split_dim(self._plan.layers.get(layer_name), key)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import lanes
 from lanes.checking import CheckReport, from_everyone
 from lanes.mesh import DATA_AXIS, LANE_AXIS, DeviceMesh, axis
+from lanes.models import MapResponseNorm
 from tests import networks
 from tests.ranks import Ranks
 
@@ -60,6 +61,24 @@ def test_passes(ranks: Ranks, mesh: str) -> None:
     assert all(0 < report.noise(group) < 1e-12 for group in wanted - {"weights before"})
     names = {finding.name for finding in report.groups["gradients"]}
     assert names == {name for name, _ in networks.mixed_2d().named_parameters()}
+
+
+def with_a_module_of_operations() -> nn.Module:
+    """``norm`` is no layer that the planner knows, but made of operations that it does."""
+    net = nn.Sequential()
+    net.conv1 = nn.Conv2d(3, 8, 3)
+    net.norm = MapResponseNorm(3)
+    net.conv2 = nn.Conv2d(8, 8, 3, groups=2)
+    net.pool = nn.AdaptiveAvgPool2d(1)
+    net.flatten = nn.Flatten()
+    net.head = nn.Linear(8, 10)
+    return net
+
+
+def test_a_module_that_the_plan_passes_through(ranks: Ranks) -> None:
+    report = ranks(checked, 2, with_a_module_of_operations, 2)[0]
+    assert report.passed, str(report)
+    assert "norm" in [finding.name for finding in report.groups["outputs"]]
 
 
 def test_synchronised_batch_norm(ranks: Ranks) -> None:
