@@ -5,10 +5,9 @@ here as the bytes of their files. Each mistake that a person can make here is on
 """
 
 import dataclasses
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import datasets
 import numpy as np
 from numpy.typing import NDArray
+
+from lanes.planning import near
 
 LABEL_COLUMNS = (
     "label",
@@ -45,12 +46,6 @@ def local_path(source: str) -> Path | None:
     if not _HUB_NAME.fullmatch(source):
         raise ValueError(f"source {source!r} is neither an existing path nor a name on the hub (NAME or OWNER/NAME)")
     return None
-
-
-def did_you_mean(wrong: str, words: Iterable[str]) -> str:
-    """The nearest word as a question, or nothing."""
-    match = difflib.get_close_matches(wrong, list(words), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 @dataclass(frozen=True)
@@ -225,7 +220,7 @@ class Source:
 
     def _known(self, features: Any, name: str, key: str) -> str:
         if name not in features:
-            hint = did_you_mean(name, features)
+            hint = near(name, features)
             raise ValueError(f"{key}: {self.name} has no column {name!r}{hint} (it has {', '.join(features)})")
         return name
 
@@ -279,7 +274,7 @@ class Source:
             absolute = datasets.ReadInstruction.from_spec(name).to_absolute(self.sizes)
         except (ValueError, AssertionError):
             splits = ", ".join(f"{split} ({count})" for split, count in self.sizes.items())
-            hint = did_you_mean(name.split("[", maxsplit=1)[0], self.sizes)
+            hint = near(name.split("[", maxsplit=1)[0], self.sizes)
             raise ValueError(f"{key}: {self.name} has no split {name!r}{hint} (it has {splits})") from None
         pieces = tuple(Piece(part.splitname, part.from_, part.to) for part in absolute)
         parts = [self._splits[piece.split].select(range(piece.start, piece.stop)) for piece in pieces]

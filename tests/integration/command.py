@@ -1,9 +1,14 @@
 """Runs the real command ``lanes`` in a process of its own."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from lanes.cli import main
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "photographs.yaml"
@@ -22,6 +27,19 @@ def lanes(*arguments: object, folder: Path, timeout_s: float = 120) -> subproces
         timeout=timeout_s,
         check=False,
     )
+
+
+def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
+    """Run ``lanes ARGUMENTS`` in this process; it must end with code 2 after one line of error, which is returned."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning logs to the stream of the test before
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    answer = capfd.readouterr()
+    errors = [line for line in answer.err.splitlines() if "error:" in line]
+    assert end.value.code == 2, answer.err
+    assert len(errors) == 1, answer.err
+    assert "Traceback" not in answer.err + answer.out
+    return errors[0]
 
 
 SMALL = (  # a run of seconds on few images

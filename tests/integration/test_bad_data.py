@@ -1,14 +1,12 @@
 """Bad data through the command: one line, exit code 2, no process started, no run folder."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lanes.cli import main
 from tests.images import class_names, patches, write_parquet, write_rows
-from tests.integration.command import ROOT, lanes
+from tests.integration.command import ROOT, lanes, refused
 
 CONFIG = ROOT / "configs" / "cifar10.yaml"
 
@@ -68,20 +66,14 @@ def test_one_line(
     make, arguments, said = CASES[case]
     make(tmp_path / "images")
     (tmp_path / "work").mkdir()
-    monkeypatch.setattr(logging, "raiseExceptions", False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "tables")
     monkeypatch.setenv("LANES_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path / "work")
     own = [] if "--data.source" in arguments else ["--data.source", str(tmp_path / "images")]
-    with pytest.raises(SystemExit) as end:
-        main(["fit", "-c", str(CONFIG), "--data.batch_size", "4", *own, *arguments])
-    answer = capfd.readouterr()
-    errors = [line for line in answer.err.splitlines() if "error:" in line]
-    assert end.value.code == 2, answer.err
-    assert len(errors) == 1, answer.err
+    arguments = ["fit", "-c", str(CONFIG), "--data.batch_size", "4", *own, *arguments]
+    error = refused(arguments, monkeypatch, capfd)
     for words in said:
-        assert words in errors[0]
-    assert "Traceback" not in answer.err + answer.out
+        assert words in error
     assert not list((tmp_path / "work").iterdir()), "something was spent"
 
 
