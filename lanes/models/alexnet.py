@@ -14,13 +14,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from lanes.models.grouped_linear import GroupedLinear
+from lanes.models.initial_weights import init_normal, without_drawing
 from lanes.models.local_response_norm import LocalResponseNorm
 
 CROSSABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
@@ -262,21 +261,6 @@ class SmallAlexNet(_EightLayers):
             one_biases=(),
         )
         self._build(sizes.widened(width), num_classes=num_classes, lanes=lanes, cross=cross, dropout=dropout)
-
-
-def without_drawing() -> AbstractContextManager[None]:
-    """Layers built in here leave the generators where they were: init_layer overwrites PyTorch's initialisation."""
-    device = torch.get_default_device()
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def init_normal(layer: nn.Module, *, std: float | None, bias: float) -> None:
-    """Draws the weights of a layer from N(0, std), He's sqrt(2 / fan_in) if std is None, and sets its biases."""
-    for kind, parameter in layer.named_parameters(recurse=False):
-        if kind == "bias":
-            nn.init.constant_(parameter, bias)
-        else:
-            nn.init.normal_(parameter, std=math.sqrt(2 / math.prod(parameter.shape[1:])) if std is None else std)
 
 
 def fully_connected(in_features: int, out_features: int, groups: int) -> nn.Module:

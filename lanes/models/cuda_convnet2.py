@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lanes.models.alexnet import CROSSABLE, check_cross, check_lanes, fully_connected, init_normal, without_drawing
+from lanes.models.alexnet import CROSSABLE, check_cross, check_lanes, fully_connected
+from lanes.models.initial_weights import init_normal, without_drawing
 from lanes.models.local_response_norm import LocalResponseNorm
 from lanes.models.map_response_norm import MapResponseNorm
 
