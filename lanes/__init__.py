@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from lanes.checking import check as check
     from lanes.checkpoint import load_checkpoint as load_checkpoint
     from lanes.checkpoint import save_checkpoint as save_checkpoint
-    from lanes.crossing import Traffic as Traffic
     from lanes.grouping import GroupingReport as GroupingReport
     from lanes.grouping import grouping_report as grouping_report
     from lanes.mesh import init_mesh as init_mesh
     from lanes.mesh import seed_replica as seed_replica
     from lanes.placement import average_statistics as average_statistics
     from lanes.placement import place as place
-    from lanes.planning import Plan as Plan
-    from lanes.planning import PlanError as PlanError
     from lanes.planning import plan as plan
+    from lanes.plans import Plan as Plan
+    from lanes.tracing import PlanError as PlanError
+    from lanes.traffic import Traffic as Traffic
 
 __version__ = "0.1.0"
 
@@ -33,15 +33,15 @@ _HOMES = {
     "save_checkpoint": "lanes.checkpoint",
     "models": "lanes.models",
     "training": "lanes.training",
-    "Traffic": "lanes.crossing",
+    "Traffic": "lanes.traffic",
     "GroupingReport": "lanes.grouping",
     "grouping_report": "lanes.grouping",
     "init_mesh": "lanes.mesh",
     "seed_replica": "lanes.mesh",
     "average_statistics": "lanes.placement",
     "place": "lanes.placement",
-    "Plan": "lanes.planning",
-    "PlanError": "lanes.planning",
+    "Plan": "lanes.plans",
+    "PlanError": "lanes.tracing",
     "plan": "lanes.planning",
 }
 

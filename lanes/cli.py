@@ -10,6 +10,7 @@ VERBS = {
     "plan": "show which layers stay in their lane and which cross, without training",
     "check": "compare the placed network with the plain one on this mesh and data, in float64",
     "features": "write a layer's outputs for every image:  lanes features -c CONFIG CHECKPOINT --layer NAME",
+    "models": "list the networks that have a name:  lanes models;  all about one:  lanes models resnext50_32x4d",
 }
 
 
@@ -81,6 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     verb, args = argv[0], argv[1:]
     if verb in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(args):
         print(_help_of(verb))
+        return
+    if verb == "models":
+        from lanes.listing import run as show_models  # noqa: PLC0415
+
+        show_models(args)
         return
     from lanes.training.commands import run  # noqa: PLC0415  (imports Lightning, which takes seconds)
 

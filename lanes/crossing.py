@@ -9,19 +9,18 @@ backward have different names, and no function takes a flag. S in the docstrings
 the data type that is sent; "bytes" is what one device sends. Results have the memory format of the input
 (channels-last stays so), and collectives write only to tensors allocated here.
 
-Kept out: which layer crosses where (planning.py) and the arithmetic in between (layers.py).
+Kept out: which layer crosses where (planning.py), the arithmetic in between (layers/), counting (traffic.py).
 """
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lanes.mesh import Axis
 
@@ -207,77 +206,72 @@ def _shuffle_back(source: Sequence[int], x: Tensor, lane: Axis) -> Tensor:
     return shuffle(x, sorted(range(len(source)), key=source.__getitem__), lane)
 
 
+def reordered(x: Tensor, source: Sequence[int]) -> Tensor:
+    """Re-order channels of [N, C, ...] that are all here: channel ``j`` of the result is channel ``source[j]``.
+
+    No bytes: what a dense layer that has gathered all channels does in place of a :func:`shuffle`.
+    """
+    return x.index_select(1, _indices(tuple(source), x.device))
+
+
+@functools.lru_cache(maxsize=1024)
+def _indices(channels: tuple[int, ...], device: torch.device) -> Tensor:
+    """Made once: a list as index would be copied to the device, and waited for, at every use."""
+    with torch.inference_mode(False):  # so that what an evaluation made serves training too
+        return torch.tensor(channels, dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True)
+class _Routes:
+    """Who sends what in an all-to-all, for one device: positions among its own channels, in the order of the devices.
+
+    Attributes:
+        stays: own channels that stay.
+        settles: own result channels that they become.
+        leaves: own channels that are sent, to device 0 first.
+        arrives: own result channels that are received, from device 0 first.
+        sent: how many go to each device.
+        received: how many come from each.
+        any: whether any device sends anything.
+    """
+
+    stays: tuple[int, ...]
+    settles: tuple[int, ...]
+    leaves: tuple[int, ...]
+    arrives: tuple[int, ...]
+    sent: list[int]
+    received: list[int]
+    any: bool
+
+
 @functools.lru_cache(maxsize=256)
-def _routes(source: tuple[int, ...], size: int, index: int) -> tuple[list[list[int]], list[list[int]]]:
-    """For device ``index``: own channels to send to each device, and own result channels that come from each."""
+def _routes(source: tuple[int, ...], size: int, index: int) -> _Routes:
     own = len(source) // size
     sends = [[c - index * own for c in source[d * own : (d + 1) * own] if c // own == index] for d in range(size)]
     mine = source[index * own : (index + 1) * own]
-    return sends, [[j for j, c in enumerate(mine) if c // own == d] for d in range(size)]
+    receives = [[j for j, c in enumerate(mine) if c // own == d] for d in range(size)]
+    stays, settles = sends[index], receives[index]
+    sends[index], receives[index] = [], []
+    return _Routes(
+        tuple(stays),
+        tuple(settles),
+        tuple(c for channels in sends for c in channels),
+        tuple(j for channels in receives for j in channels),
+        [len(channels) for channels in sends],
+        [len(channels) for channels in receives],
+        any=any(c // own != j // own for j, c in enumerate(source)),
+    )
 
 
 def _all_to_all(source: tuple[int, ...], x: Tensor, lane: Axis) -> Tensor:
     """[N, c, ...] -> [N, c, ...] re-ordered; the channels that stay are copied, not sent."""
-    sends, receives = _routes(source, lane.size, lane.index)
+    routes = _routes(source, lane.size, lane.index)
     out = torch.empty_like(x)
-    out[:, receives[lane.index]] = x[:, sends[lane.index]]
-    sends = [[] if d == lane.index else channels for d, channels in enumerate(sends)]
-    receives = [[] if d == lane.index else channels for d, channels in enumerate(receives)]
-    outgoing = x.movedim(1, 0)[[c for channels in sends for c in channels]].contiguous()
-    arrived = [j for channels in receives for j in channels]
-    incoming = outgoing.new_empty((len(arrived), *outgoing.shape[1:]))
-    counts_in, counts_out = [len(c) for c in receives], [len(c) for c in sends]
-    dist.all_to_all_single(incoming, outgoing, counts_in, counts_out, group=lane.group)
-    out[:, arrived] = incoming.movedim(0, 1)
+    out[:, _indices(routes.settles, x.device)] = x[:, _indices(routes.stays, x.device)]
+    if not routes.any:
+        return out
+    outgoing = x.movedim(1, 0)[_indices(routes.leaves, x.device)].contiguous()
+    incoming = outgoing.new_empty((len(routes.arrives), *outgoing.shape[1:]))
+    dist.all_to_all_single(incoming, outgoing, routes.received, routes.sent, group=lane.group)
+    out[:, _indices(routes.arrives, x.device)] = incoming.movedim(0, 1)
     return out
-
-
-class Traffic(TorchDispatchMode):
-    """Count what this process sends to the others of one axis while the context is open, forward and backward.
-
-    Counts at the level of PyTorch's collectives, independent of the functions above, so that it can check them.
-
-    Args:
-        lane: the axis whose collectives are counted; others (the data axis) are not.
-
-    Attributes:
-        calls: number of collectives by name ("all_gather", "reduce_scatter", "all_reduce", "all_to_all").
-        sent_bytes: bytes sent by this device, by the same names.
-    """
-
-    def __init__(self, lane: Axis) -> None:
-        super().__init__()
-        self.lane = lane
-        self.calls: Counter[str] = Counter()
-        self.sent_bytes: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        counted = _COLLECTIVES.get(func.name()) if func.namespace == "c10d" else None
-        if counted is not None and _group_name(args) == self.lane.group.group_name:
-            name, sent = counted
-            self.calls[name] += 1
-            self.sent_bytes[name] += sent(args, self.lane)
-        elif func.namespace == "c10d" and counted is None and func.name() not in _SILENT:
-            raise NotImplementedError(f"cannot count the bytes of {func.name()}")
-        return func(*args, **(kwargs or {}))
-
-
-def _group_name(args: Sequence[Any]) -> str:
-    boxed = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
-    return dist.ProcessGroup.unbox(boxed).group_name
-
-
-def _sent_by_all_to_all(args: Sequence[Any], lane: Axis) -> int:
-    sent, splits = args[1], args[4]
-    staying = splits[lane.index] / len(sent) if splits and len(sent) else 1 / lane.size
-    return round(sent.nbytes * (1 - staying))
-
-
-_Sent = Callable[[Sequence[Any], Axis], int]
-_COLLECTIVES: dict[str, tuple[str, _Sent]] = {
-    "c10d::_allgather_base_": ("all_gather", lambda a, lane: a[1].nbytes * (lane.size - 1)),
-    "c10d::_reduce_scatter_base_": ("reduce_scatter", lambda a, lane: a[0].nbytes * (lane.size - 1)),
-    "c10d::allreduce_": ("all_reduce", lambda a, lane: 2 * a[0][0].nbytes * (lane.size - 1) // lane.size),
-    "c10d::alltoall_base_": ("all_to_all", _sent_by_all_to_all),
-}
-_SILENT = {"c10d::barrier"}

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from lanes.words import one_of
+
 DATA_AXIS = "data"
 LANE_AXIS = "lane"
 
@@ -44,12 +46,6 @@ class Axis:
 def divisors(number: int) -> list[int]:
     """All divisors of ``number``, ascending."""
     return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def one_of(choices: list[int]) -> str:
-    """Spell the ways out of an error: ``[1, 2, 4]`` -> ``"1, 2 or 4"``."""
-    words = [str(choice) for choice in choices]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def check_lane_devices(lane_devices: int) -> None:

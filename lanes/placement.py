@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from lanes.layers import PLACED, become_placed, local
+from lanes.layers import PLACED, become_placed, becomes_placed, gather_together, local
 from lanes.mesh import DATA_AXIS, LANE_AXIS, Axis, axis, digest
-from lanes.planning import LayerPlan, Plan, near
-from lanes.rules import BATCH_NORMS, DROPOUTS
+from lanes.plans import LayerPlan, Plan
+from lanes.rules.kinds import BATCH_NORMS
 from lanes.tracing import PlanError
-from lanes.ways import WAYS, WHOLE
+from lanes.ways import WAYS
+from lanes.words import near
 
 
 def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bool = False) -> nn.Module:
@@ -50,8 +51,9 @@ def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bo
         digests[name] = digest(*tensors)
         if layers[name].parameters or tensors:
             _distribute(module, layers[name].way, mesh, lane)
-        if type(module) in PLACED and not (WAYS[layers[name].way].output == WHOLE and type(module) in DROPOUTS):
-            become_placed(module, layers[name].way, lane, data, sync_batch_norm=sync_batch_norm)
+        if becomes_placed(module, layers[name]):
+            become_placed(module, layers[name], lane, data, sync_batch_norm=sync_batch_norm)
+    gather_together(dict(model.named_modules()), layers)
     _check_built_alike(digests, lane, data)
     return model
 

@@ -69,11 +69,13 @@ class Trace:
         calls: the steps in the order in which they ran.
         outputs: the tensors that the model returned.
         batch: N, the images in the example.
+        made: names of modules that are no layers -> the tensor that each returned last, if it was one.
     """
 
     calls: tuple[Call, ...]
     outputs: tuple[Value, ...]
     batch: int
+    made: dict[str, Value] = field(default_factory=dict)
 
 
 CHANNEL_COUNT = "channel count"  # `Call.function` of a use of a tensor's channel count in Python
@@ -152,6 +154,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.names, self.is_layer = names, is_layer
         self.calls: list[Call] = []
+        self.made: dict[str, Value] = {}
         self.stack: list[nn.Module] = []
         self.open_layer: tuple[nn.Module, tuple[Value, ...]] | None = None
         self._looking = False  # the recorder itself reads shapes: not the user's doing
@@ -199,6 +202,8 @@ class _Recorder(TorchFunctionMode):
             self.open_layer = None
             outputs = tuple(self._new_value(t, trusted=True) for t in tree_leaves(output) if isinstance(t, Tensor))
             self.calls.append(Call(self.names[id(module)], module, type(module).__name__, inputs, outputs))
+        elif self.open_layer is None and id(module) in self.names and isinstance(output, Tensor):
+            self.made[self.names[id(module)]] = self.value_of(output)
         if self.open_layer is None and self.stack and self.stack[-1] is module:
             self.stack.pop()
 
@@ -303,4 +308,4 @@ def trace(model: nn.Module, example: Tensor, is_layer: Callable[[nn.Module], boo
             f"the model returns a {type(strange).__name__}; it must return tensors, in tuples, lists or dicts"
         )
     outputs = tuple(recorder.value_of(t) for t in leaves if isinstance(t, Tensor))
-    return Trace(tuple(recorder.calls), outputs, example.shape[0])
+    return Trace(tuple(recorder.calls), outputs, example.shape[0], recorder.made)

@@ -15,8 +15,10 @@ from lanes.mesh import Axis
 LANED, WHOLE = "laned", "whole"
 
 # What a crossing sends per image, as multiples of (D - 1) / D x (elements of the layer's input, of its output).
-FORWARD_COST = {"gather": (1, 0), "scatter_sum": (0, 1), "leave_sum": (0, 2), "leave": (0, 1), "enter": (0, 0)}
-BACKWARD_COST = {"gather": (1, 0), "scatter_sum": (0, 1), "leave_sum": (0, 0), "leave": (0, 0), "enter": (2, 0)}
+# A shuffle's cost is counted channel by channel (ordering.py), a sum's by the statistics of the norm.
+FORWARD_COST = {"gather": (1, 0), "scatter_sum": (0, 1), "leave_sum": (0, 2), "leave": (0, 1)}
+BACKWARD_COST = {"gather": (1, 0), "scatter_sum": (0, 1), "enter": (2, 0)}
+SUMS = 2  # a norm sums over lanes twice: for the mean, and for the variance around it
 
 
 def _as_is(x: Tensor, lane: Axis) -> Tensor:
@@ -65,8 +67,12 @@ class Way:
         return self._sent(BACKWARD_COST, inputs, outputs, lane_devices)
 
     def _sent(self, cost: dict[str, tuple[int, int]], inputs: int, outputs: int, lane_devices: int) -> float:
-        elements = sum(cost[name][0] * inputs + cost[name][1] * outputs for name in self.crossings)
-        return elements * (lane_devices - 1) / lane_devices
+        costs = [cost.get(name, (0, 0)) for name in self.crossings]
+        return sum(a * inputs + b * outputs for a, b in costs) * (lane_devices - 1) / lane_devices
+
+    def sent_statistics(self, elements: int, lane_devices: int) -> float:
+        """Elements of statistics that one lane device sends per image, forward, and again backward."""
+        return 2 * SUMS * elements * ("sum" in self.crossings) * (lane_devices - 1) / lane_devices
 
 
 WAYS: dict[str, Way] = {
@@ -85,6 +91,13 @@ WAYS: dict[str, Way] = {
         LANED, WHOLE, ("leave_sum",), after=crossing.leave_sum, weight_dim=1, bias_dim=None, bias_after=True
     ),
     "gather+leave": Way(LANED, WHOLE, ("gather", "leave"), before=crossing.gather, after=crossing.leave),
+    # A norm whose statistics are of channels of several devices.
+    "sum": Way(LANED, LANED, ("sum",)),
+    # A weight that all lanes share (a PReLU with one slope): its gradient is summed over them.
+    "shared": Way(LANED, LANED, weight_dim=None),
+    # Channel shuffle and concatenation: now, or together with what the next layer does.
+    "shuffle": Way(LANED, LANED, ("shuffle",)),
+    "passes on": Way(LANED, LANED),
     # Replicated work behind the last crossing.
     "whole": Way(WHOLE, WHOLE, weight_dim=None, bias_dim=None),
 }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lanes import crossing
 from lanes.layers import local
 from lanes.mesh import Axis
-from lanes.planning import Plan
+from lanes.plans import Plan
 from lanes.ways import WAYS, WHOLE
 
 

@@ -21,8 +21,9 @@ from lanes.checking.everyone import from_everyone
 from lanes.checking.report import CheckReport, Finding
 from lanes.mesh import DATA_AXIS, LANE_AXIS, DeviceMesh, axis, replica_seed
 from lanes.placement import average_statistics, place
-from lanes.planning import Plan, plan
-from lanes.rules import DROPOUTS
+from lanes.planning import plan
+from lanes.plans import Plan
+from lanes.rules.kinds import DROPOUTS
 
 Batch = tuple[Tensor, Tensor]
 

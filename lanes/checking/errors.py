@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from lanes.layers import local
 from lanes.mesh import LANE_AXIS, DeviceMesh, axis
-from lanes.planning import LayerPlan, Plan
+from lanes.ordering import PLAIN
+from lanes.plans import LayerPlan, Plan
 from lanes.ways import LANED, WAYS
 
 GROUPS = ("weights before", "outputs", "output gradients", "gradients", "parameters", "statistics")
@@ -105,11 +107,16 @@ class Errors:
         if self._plan is None or self._lane is None:
             return whole
         if group in ("outputs", "output gradients"):
-            layer = self._plan.layers.get(name.split(" (call", maxsplit=1)[0])
+            module = name.split(" (call", maxsplit=1)[0]
+            layer = self._plan.layers.get(module)
             # A module of operations that the plan passes through has no entry of its own; its output shows what it is.
             devices = self._lane.size
             laned = whole.dim() > 1 and ours.dim() > 1 and whole.shape[1] == devices * ours.shape[1]
             dim = 1 if (laned if layer is None else layer.output == LANED) else None
+            order = self._plan.output_order(module)
+            if dim is not None and order != PLAIN:
+                held = torch.tensor(order.held(devices), device=whole.device)
+                whole = whole.index_select(1, held)
         else:
             layer_name, _, key = name.rpartition(".")
             dim = _split_dim(self._plan.layers.get(layer_name), key)

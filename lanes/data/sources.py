@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from lanes.planning import near
+from lanes.words import near
 
 LABEL_COLUMNS = (
     "label",

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lanes.checking import CheckReport, check
 from lanes.mesh import DATA_AXIS, DeviceMesh, axis
 from lanes.placement import place
-from lanes.planning import Plan
+from lanes.plans import Plan
 from lanes.training.module import Classifier
 from lanes.training.parameter_groups import make_optimizer
 

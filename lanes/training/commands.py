@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lanes.checkpoint import check_checkpoint
 from lanes.data.decoding import BadImageError
-from lanes.planning import near
 from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter, in_order
@@ -25,6 +24,7 @@ from lanes.training.mistakes import one_line
 from lanes.training.module import Classifier
 from lanes.training.results import fit_results, near_path
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
+from lanes.words import near
 
 RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
 MONITORED = ("val/top1", "val/top5", "val/loss", "train/loss")  # what checkpoints and early stopping may go by

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from lanes import crossing
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
-from lanes.planning import Plan, near
+from lanes.plans import Plan
 from lanes.ways import LANED
+from lanes.words import near
 
 PART_BYTES = 256 * 2**20
 

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lanes.checkpoint import MODEL, is_checkpoint, shapes
-from lanes.planning import near
 from lanes.training.averaging import WeightAverage
+from lanes.words import near
 
 _PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"}
 

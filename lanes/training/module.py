@@ -17,10 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis, check_alike, seed_replica
 from lanes.placement import place
-from lanes.planning import Plan, near, plan
+from lanes.planning import plan
+from lanes.plans import Plan
 from lanes.training.finetuning import check_weights, load_weights
 from lanes.training.parameter_groups import ParameterGroup, make_optimizer
 from lanes.training.schedules import Schedule
+from lanes.words import near
 
 # Its own random numbers would give other masks, depending on how lanes are spread. And where it chooses memory formats
 # itself, torch 2.13 on CPUs forgets that overlapping max pools add up their gradients in place: it reads the zeros from

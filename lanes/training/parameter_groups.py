@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lanes.planning import near
 from lanes.training.schedules import Schedule
+from lanes.words import near
 
 
 @dataclass(frozen=True)

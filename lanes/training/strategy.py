@@ -30,7 +30,8 @@ from lanes.mesh import (
     replica_seed,
 )
 from lanes.placement import average_statistics
-from lanes.planning import Plan, PlanError
+from lanes.plans import Plan
+from lanes.tracing import PlanError
 
 
 class Plannable(Protocol):

@@ -372,7 +372,8 @@ def check_shuffles(channels: int, memory_format: torch.memory_format) -> None:
         with lanes.Traffic(lane) as traffic:
             out.backward(out.detach())  # the inverse must lead the numbers back to where they came from
         assert torch.equal(x.grad, x), f"shuffle {source}: gradients"
-        assert traffic.calls == {"all_to_all": 1}
+        moves = any(c // own != j // own for j, c in enumerate(source))
+        assert traffic.calls.total() == moves  # where no channel changes device, no device is asked
         fetched = sum(c // own != lane.index == j // own for j, c in enumerate(source))
         assert traffic.sent_bytes["all_to_all"] == fetched * 2 * 3 * 2 * 8
         assert torch.equal(crossing.shuffle(out, inverse, lane), x), f"inverse of shuffle {source}"

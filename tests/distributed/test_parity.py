@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests import networks
+from tests.crossing_networks import NETWORKS
 from tests.parity import Recipe, compare, compare_synchronised
 from tests.ranks import Ranks
 
@@ -68,3 +69,11 @@ def test_synchronised_batch_norm(ranks: Ranks, measured: Callable[[str], None], 
     errors, noise = ranks(compare_synchronised, world, networks.normed, SHAPES[2], lane_devices)[0]
     assert set(errors) == {"outputs", "gradients", "parameters", "statistics"}
     check(errors, noise, f"synchronised batch norm, {mesh}", measured)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("net", NETWORKS)
+def test_crossings_of_deep_networks(ranks: Ranks, measured: Callable[[str], None], mesh: str, net: str) -> None:
+    world, lane_devices = MESHES[mesh]
+    errors, noise = ranks(compare, world, NETWORKS[net], SHAPES[2], lane_devices, Recipe(steps=4))[0]
+    check(errors, noise, f"{net}, {mesh}", measured)

@@ -19,6 +19,7 @@ from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
 from lanes.models import AlexNet, GroupedLinear, LocalResponseNorm, SmallAlexNet
 from lanes.placement import average_statistics
 from lanes.ways import WAYS
+from tests.crossing_networks import NETWORKS
 from tests.ranks import Ranks
 
 CALLS_FORWARD = {
@@ -383,6 +384,73 @@ def test_a_layer_called_twice_counts_twice(ranks: Ranks) -> None:
             assert one.backward.sent_bytes == one.expected_backward.sent_bytes
             assert one.forward.calls.total() == 3
             assert one.backward.calls.total() == 2
+
+
+@dataclass
+class ByLayer:
+    """What one process sent in a step.
+
+    Attributes:
+        plan: of the network.
+        layers: layer name -> bytes sent in its forward.
+        forward: bytes by kind of collective.
+        backward: the same, backward.
+    """
+
+    plan: lanes.Plan
+    layers: dict[str, int]
+    forward: dict[str, int]
+    backward: dict[str, int]
+
+
+@strict()
+def count_by_layer(title: str, lane_devices: int) -> ByLayer:
+    """One step on two images, counted layer by layer as they run."""
+    mesh = lanes.init_mesh(lane_devices)
+    lane = axis(mesh, LANE_AXIS)
+    torch.manual_seed(0)
+    net = NETWORKS[title]()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    plan = lanes.plan(net, images, lane_devices=lane_devices)
+    lanes.place(net, plan, mesh)
+    layers: dict[str, int] = dict.fromkeys(plan.layers, 0)
+    with lanes.Traffic(lane) as forward:
+        for name, layer in net.named_modules():
+            if name in layers:
+                layer.register_forward_pre_hook(lambda *_: setattr(net, "before", forward.sent_bytes.total()))
+                layer.register_forward_hook(
+                    lambda *_, name=name: layers.update({name: layers[name] + forward.sent_bytes.total() - net.before})
+                )
+        out = net(images)
+    with lanes.Traffic(lane) as backward:
+        out.square().mean().backward()
+    return ByLayer(plan, layers, dict(forward.sent_bytes), dict(backward.sent_bytes))
+
+
+KINDS = {
+    "gather once": {"all_gather", "reduce_scatter", "all_reduce"},
+    "re-ordered": {"all_to_all", "all_gather", "reduce_scatter", "all_reduce"},
+    "norms": {"all_reduce", "all_gather"},
+    "factors": {"all_reduce", "all_gather", "reduce_scatter"},
+}
+
+
+@pytest.mark.parametrize("lane_devices", [1, 2, 4])
+@pytest.mark.parametrize("title", NETWORKS)
+def test_crossings_of_deep_networks(ranks: Ranks, title: str, lane_devices: int) -> None:
+    """Of each layer, the busiest lane device sends what the plan says; re-ordering loads devices unequally."""
+    counted = ranks(count_by_layer, lane_devices, title, lane_devices)
+    plan = counted[0].plan
+    for name, layer in plan.layers.items():
+        assert max(one.layers[name] for one in counted) == 2 * layer.sent_forward_bytes, name
+    backward = 2 * sum(layer.sent_backward_bytes for layer in plan.layers.values())
+    step = sum(layer.sent_step_bytes for layer in plan.layers.values())
+    for one in counted:
+        assert one.forward.get("all_to_all", 0) == one.backward.get("all_to_all", 0)  # what went comes back
+        assert sum(one.backward.values()) <= backward + step
+        assert lane_devices == 1 or {kind for kind, sent in one.forward.items() if sent} == KINDS[title]
+    if title != "re-ordered":
+        assert sum(counted[0].backward.values()) == backward + step
 
 
 @strict()
