@@ -4,6 +4,7 @@ Kept out: reading the model (tracing.py), what each kind of layer and operation 
 tables (planning.py).
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def _follow(traced: Trace, lane_devices: int, override: Mapping[str, str]) -> Fo
                 step = _layer(call, inputs, held, lane_devices, final, override.get(call.where), readers)
                 state, order = step.output, step.output_order
                 earlier = steps.setdefault(call.where, step)
-                steps[call.where] = earlier.again(step)
+                steps[call.where] = earlier.again(step, call.where)
             states |= dict.fromkeys(call.outputs, state)
             if order != PLAIN:
                 orders |= dict.fromkeys(call.outputs, order)
@@ -114,11 +115,16 @@ def _layer(
 
 
 def _readers(traced: Trace) -> dict[Value, list[Call]]:
-    """Who reads each tensor; the model's outputs are read by a call of nobody's."""
+    """Who reads each tensor; the model's outputs are read by a call of nobody's.
+
+    A layer that runs more than once reads as often: the order of its channels must be the same each time, so nothing is
+    left to it.
+    """
     readers: dict[Value, list[Call]] = {}
+    runs = Counter(call.where for call in traced.calls if call.layer is not None)
     for call in traced.calls:
         for value in call.inputs:
-            readers.setdefault(value, []).append(call)
+            readers.setdefault(value, []).extend([call] * (1 if call.layer is None else runs[call.where]))
     for value in traced.outputs:
         readers.setdefault(value, []).append(Call("", None, "the model's output", (value,), ()))
     return readers

@@ -62,7 +62,7 @@ def _order(call: Call, inputs: list[Order], orders: dict[Value, Order]) -> Order
     elif any(other != order for other in inputs):
         found = None
     elif name in ("flatten", "view", "reshape") and call.outputs[0].shape[1] != call.inputs[0].shape[1]:
-        found = flattened(order, call.inputs[0].shape[2:].numel())
+        found = flattened(order, call.outputs[0].shape[1] // call.inputs[0].shape[1])
     if found is None:
         where = f"{call.where}: " if call.where else "the model's forward: "
         shapes = " and ".join(str(list(value.shape)) for value in call.inputs)

@@ -5,7 +5,7 @@ which nobody who only looks should wait.
 """
 
 import argparse
-import inspect
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -41,11 +41,6 @@ class Listed:
     net: nn.Module
     report: GroupingReport
     lane_devices: list[int]
-
-    @property
-    def example(self) -> Tensor:
-        """A batch of two images without numbers."""
-        return _example(self.net)
 
     @property
     def groups(self) -> str:
@@ -84,11 +79,17 @@ def run(args: Sequence[str]) -> None:
     try:
         print(listing(asked.lane_devices) if asked.name is None else details(asked.name, asked.lane_devices))
     except ValueError as mistake:
+        if os.environ.get("LANES_DEBUG"):
+            raise
         _fail(str(mistake))
 
 
 def listing(lane_devices: int | None = None) -> str:
-    """The table of all registered networks, or of those that divide over so many lane devices."""
+    """The table of all registered networks, or of those that divide over so many lane devices.
+
+    Raises:
+        ValueError: none does.
+    """
     rows = [
         (
             listed.name,
@@ -102,6 +103,8 @@ def listing(lane_devices: int | None = None) -> str:
         for listed in _all_listed()
         if lane_devices is None or lane_devices in listed.lane_devices
     ]
+    if not rows:
+        raise ValueError(f"none of the {len(ENTRIES)} networks divides over {lane_devices} lane devices")
     return f"{table([_HEAD, *rows], '<>>>>><')}\nlanes models NAME tells all about one"
 
 
@@ -128,13 +131,13 @@ def details(name: str, lane_devices: int | None = None) -> str:
         f"lane devices:  {', '.join(map(str, listed.lane_devices))}",
     ]
     if lane_devices is not None:
-        placed = plan(listed.net, listed.example, lane_devices=lane_devices)
+        placed = plan(listed.net, _example(listed.net), lane_devices=lane_devices)
         lines.append(
             f"{f'over {lane_devices}:':15}{len(placed.crossings)} crossings; each lane device sends "
             f"{placed.sent_bytes:,.0f} bytes per image in training and holds {placed.parameters:,} parameters"
         )
     lines += ["", "arguments, with their values under this name:"]
-    lines += [f"  {argument}: {_default(value)}" for argument, value in found.arguments.items()]
+    lines += [f"  {argument}: {value!r}" for argument, value in found.arguments.items()]
     classes = found.arguments["num_classes"]
     lines += ["", "in a configuration, below model:", *_yaml_lines(name, classes), "", "in Python:"]
     return "\n".join([*lines, f"  net = lanes.models.build({name!r}, num_classes={classes})"])
@@ -157,6 +160,7 @@ def _listed(name: str) -> Listed:
 
 
 def _example(net: nn.Module) -> Tensor:
+    """A batch of two images without numbers."""
     shape: tuple[int, ...] = net.image_shape  # type: ignore[assignment]
     return torch.empty(2, *shape, device="meta")
 
@@ -167,10 +171,6 @@ def _millions(number: int | None) -> str:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return " x ".join(map(str, shape or ()))
-
-
-def _default(value: object) -> str:
-    return "(must be given)" if value is inspect.Parameter.empty else repr(value)
 
 
 def _yaml_lines(name: str, classes: int) -> list[str]:

@@ -23,9 +23,9 @@ class _Dropout(Placed):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c, ...] -> [N, c, ...]."""
+        x = self.in_plain_order(x)  # in evaluation too: the next layer counts on it
         if not self.training or self.p == 0:
             return x
-        x = self.in_plain_order(x)
         mask = self._plain(self._ones(x))[:, self.lane.own(x.shape[1] * self.lane.size)]
         return x.mul_(mask) if self.inplace else x * mask
 

@@ -64,7 +64,10 @@ def _alexnets() -> dict[str, Entry]:
             "AlexNet of cuda-convnet2's two-GPU configuration",
             "github.com/akrizhevsky/cuda-convnet2, layers-imagenet-2gpu-model.cfg",
         ),
-        "small_alexnet": Entry(SmallAlexNet, "AlexNet's structure for images of 28 to 64 pixels", _ALEXNET),
+        "small_alexnet": Entry(SmallAlexNet, "AlexNet's structure for images of 64 pixels", _ALEXNET),
+        "small_alexnet_cifar": Entry(
+            SmallAlexNet, "AlexNet's structure for images of 32 pixels", _ALEXNET, {"image_size": 32}
+        ),
     }
 
 

@@ -32,8 +32,9 @@ _REPEATS = (4, 8, 4)
 class ShuffleNetV1(nn.Module):
     """The network of Table 1 of the paper, with or without its shuffles.
 
-    Multiply-adds of convolutions and the classifier at 224 pixels are those of the paper: 143, 141, 137, 134 and 138 M
-    for 1, 2, 3, 4 and 8 groups. The first 1x1 convolution of stage 2 is dense, as its input has few channels.
+    Convolutions and the classifier do 143, 141, 137, 134 and 138 M multiply-adds at 224 pixels with 1, 2, 3, 4 and 8
+    groups; the paper says 143, 140, 137, 133 and 137. The first 1x1 convolution of stage 2 is dense, as its input has
+    few channels.
 
     Where the authors' code and the paper's Fig. 2 differ, this is the figure: channels are shuffled before the
     depthwise convolution (in the code behind it), and the ReLU of a unit with stride 2 comes after the concatenation.

@@ -34,7 +34,8 @@ def other(call: Call, inputs: list[str], orders: list[Order], lane_devices: int,
         return _reordering(call, inputs, orders, lane_devices, restored and not final)
     order = orders[0]
     if kind in CHANNELWISE:
-        kept = flattened(order, call.inputs[0].shape[2:].numel()) if kind is nn.Flatten else order
+        made, read = call.outputs[0].shape, call.inputs[0].shape
+        kept = flattened(order, made[1] // read[1]) if kind is nn.Flatten and len(made) > 1 else order
         if kept is None:
             raise PlanError(f"{call.where}: flattens channels in order {str(order)!r}; pool to one place first")
         return step(call, "stays", lane_devices, order=order, output_order=kept, pays=False)
@@ -74,6 +75,8 @@ def _channel_norm(call: Call, order: Order, lane_devices: int) -> Step:
         if module.num_groups % lane_devices == 0:
             return step(call, "stays", lane_devices, order=order)
         return step(call, "sum", lane_devices, order=order, statistics=module.num_groups)
+    if isinstance(module, nn.LayerNorm) and module.normalized_shape != tuple(shape[1:]):
+        return step(call, "stays", lane_devices, order=order)  # over other dimensions: one device only
     places = shape[2:].numel() if isinstance(module, ChannelLayerNorm) else 1
     return step(call, "sum", lane_devices, order=order, statistics=places)
 

@@ -45,13 +45,21 @@ class Step:
     output_order: Order = PLAIN
     shares: str = ""
 
-    def again(self, other: "Step") -> "Step":
-        """The same layer run once more in the same forward."""
+    def again(self, other: "Step", where: str) -> "Step":
+        """The same layer run once more in the same forward.
+
+        Raises:
+            PlanError: if it would have to be placed otherwise this time; names the layer, ``where``.
+        """
         if other is self:
             return self
         if self.placed_as != other.placed_as:
+            way_out = "use a layer for each run"
+            if (self.way, self.input) == (other.way, other.input):
+                way_out += ", or put channels in plain order first, by lanes.models.Concat() instead of torch.cat"
             raise PlanError(
-                f"a layer that runs twice would have to be placed as {self.described} and as {other.described}"
+                f"{where}: runs more than once, and would have to be placed as {self.described} on a {self.input} "
+                f"tensor and as {other.described} on a {other.input} one; {way_out}"
             )
         return dataclasses.replace(
             self,

@@ -10,6 +10,7 @@ import yaml
 
 from lanes.cli import main
 from lanes.models import names
+from lanes.models.registry import ENTRIES
 from tests.integration.command import CONFIG, ROOT, lanes, refused
 
 
@@ -36,18 +37,15 @@ def test_the_listing(tmp_path: Path) -> None:
 
 
 def test_it_lists_what_divides(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    few = {name: entry for name, entry in all_entries().items() if name in ("nin", "nin_root8", "signal_net")}
+    few = {name: ENTRIES[name] for name in ("nin", "nin_root8", "signal_net")}
     monkeypatch.setattr("lanes.listing.ENTRIES", few)
     main(["models", "--lane_devices", "4"])
     assert list(rows(capsys.readouterr().out)) == ["nin", "nin_root8", "signal_net"]
     main(["models", "--lane_devices", "16"])
     assert list(rows(capsys.readouterr().out)) == ["nin"]
-
-
-def all_entries() -> dict:
-    from lanes.models.registry import ENTRIES  # noqa: PLC0415
-
-    return ENTRIES
+    with pytest.raises(SystemExit, match="2"):
+        main(["models", "--lane_devices", "5"])
+    assert "none of the 3 networks divides over 5 lane devices" in capsys.readouterr().err
 
 
 def test_all_about_one(capsys: pytest.CaptureFixture[str]) -> None:

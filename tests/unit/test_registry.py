@@ -20,6 +20,7 @@ PARAMETERS = {
     "alexnet_dense": 62_378_344,
     "cuda_convnet2_alexnet": 60_965_224,
     "small_alexnet": 594_570,
+    "small_alexnet_cifar": 594_570,
     "nin": 966_986,
     "nin_root2": 736_586,
     "nin_root4": 455_498,

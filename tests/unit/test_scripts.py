@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+import yaml
 from PIL import Image
+
+import lanes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -24,52 +29,83 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def price() -> ModuleType:
-    return load("price-of-talking")
+def study() -> ModuleType:
+    return load("study")
 
 
-def runs_of(price: ModuleType) -> dict[tuple[str, int], object]:
-    top1 = {("never", 0): 0.5, ("never", 1): 0.52, ("at conv3", 0): 0.6}
-    sent = {"never": 40.0, "at conv3": 2048.0}
-    return {key: price.Run(*key, sent[key[0]], 1000, accuracy, 1.5, 60.0) for key, accuracy in top1.items()}
+def runs_of(study: ModuleType) -> dict[tuple[str, int], object]:
+    top1 = {("never", 0): 0.5, ("never", 1): 0.52, ("at conv3", 0): 0.6, ("everywhere", 1): 0.515}
+    costs = {"never": (40.0, 1000, 9 * 10**6), "at conv3": (2048.0, 1100, 10**7), "everywhere": (8192.0, 1200, 10**7)}
+    return {
+        key: study.Run("price-of-talking", *key, *costs[key[0]], accuracy, 1.5, 60.0) for key, accuracy in top1.items()
+    }
 
 
-def test_finished_runs_are_kept(price: ModuleType, tmp_path: Path) -> None:
-    runs = runs_of(price)
-    price.save(tmp_path / "results.csv", runs)
-    assert price.load(tmp_path / "results.csv") == runs
-    assert price.load(tmp_path / "nothing.csv") == {}
+def test_finished_runs_are_kept(study: ModuleType, tmp_path: Path) -> None:
+    runs = runs_of(study)
+    study.save(tmp_path / "results.csv", runs)
+    assert study.load(tmp_path / "results.csv") == runs
+    assert study.load(tmp_path / "nothing.csv") == {}
 
 
-def test_the_table_says_mean_spread_and_number(price: ModuleType) -> None:
-    lines = price.table(runs_of(price)).splitlines()
-    assert lines[2] == "| never | 0.0 KiB | 1,000 | 51.00 ± 1.41 % | 50.00 - 52.00 | 2 |"
-    assert lines[3] == "| at conv3 | 2.0 KiB | 1,000 | 60.00 ± - % | 60.00 - 60.00 | 1 |"
+def test_the_table_says_cost_mean_spread_and_number(study: ModuleType) -> None:
+    lines = study.table(study.STUDIES["price-of-talking"], runs_of(study)).splitlines()
+    assert lines[0].startswith("| lanes meet | sent per image and device |")
+    assert lines[2] == "| never | 0.0 KiB | 1,000 | 9.00 M | 51.00 ± 1.41 % | 50.00 - 52.00 | 2 |"
+    assert lines[3] == "| at conv3 | 2.0 KiB | 1,100 | 10.00 M | 60.00 ± - % | 60.00 - 60.00 | 1 |"
 
 
-def test_the_price_is_drawn(price: ModuleType, tmp_path: Path) -> None:
-    price.draw(runs_of(price), "title", tmp_path / "price.png")
-    with Image.open(tmp_path / "price.png") as picture:
+def test_variants_are_compared_with_the_first_by_seed(study: ModuleType) -> None:
+    price = study.STUDIES["price-of-talking"]
+    assert study.paired(price, runs_of(study)).splitlines()[2:] == [
+        "| at conv3 | +10.00 | +10.00 ± - | 1 |",
+        "| everywhere | -0.50 | -0.50 ± - | 1 |",  # with seed 1, which is 52 % of the first
+    ]
+
+
+def test_published_accuracies_are_those_of_the_published_runs(study: ModuleType) -> None:
+    docs = SCRIPTS.parent / "docs"
+    rows = study.table(study.STUDIES["price-of-talking"], study.load(docs / "price-of-talking.csv")).splitlines()[2:]
+    assert len(rows) == 4
+    for row in rows:
+        name, *_, top1, values, number = row.strip("| ").split(" | ")
+        assert f"| {top1} | {values} | {number} |\n" in (docs / "price-of-talking.md").read_text(), name
+
+
+@pytest.mark.parametrize("name", ["price-of-talking", "cardinality"])
+def test_a_study_is_drawn(study: ModuleType, tmp_path: Path, name: str) -> None:
+    labels = dict(zip(study.STUDIES["price-of-talking"].variants, study.STUDIES[name].variants, strict=True))
+    runs = {(labels[key], seed): replace(run, variant=labels[key]) for (key, seed), run in runs_of(study).items()}
+    study.draw(study.STUDIES[name], runs, "title", tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as picture:
         assert len(picture.convert("RGB").reduce(4).getcolors(10**6)) > 50, "an empty sheet"
 
 
-def test_results_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
-    (tmp_path / "settings.txt").write_text("configs/cifar10.yaml --trainer.max_epochs 7\n")
-    answer = subprocess.run(
-        [
-            sys.executable,
-            SCRIPTS / "price-of-talking",
-            "--out",
-            tmp_path,
-            "-c",
-            SCRIPTS.parent / "configs/cifar10.yaml",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_cardinalities_cost_the_same(study: ModuleType) -> None:
+    arguments = study.STUDIES["cardinality"].variants.values()
+    work = [lanes.grouping_report(lanes.models.CifarResNeXt(**some)).multiply_adds for some in arguments]
+    assert max(work) < 1.03 * min(work)
+    assert [some["cardinality"] for some in arguments] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("name", ["price-of-talking", "shuffle", "cardinality"])
+def test_variants_are_arguments_of_the_network(study: ModuleType, name: str) -> None:
+    for variant, wanted in study.STUDIES[name].variants.items():
+        words = study.STUDIES[name].keys(variant)
+        given = dict(zip(words[::2], map(yaml.safe_load, words[1::2]), strict=True))
+        assert given == {f"--model.net.init_args.{argument}": value for argument, value in wanted.items()}
+        config = yaml.safe_load((SCRIPTS.parent / study.STUDIES[name].config).read_text())["model"]["net"]
+        with torch.device("meta"):
+            getattr(lanes.models, config["class_path"].rpartition(".")[2])(**{**config["init_args"], **wanted})
+
+
+def test_results_of_other_settings_are_not_mixed_in(study: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "settings.txt").write_text("price-of-talking configs/cifar10.yaml --trainer.max_epochs 7\n")
+    study.save(tmp_path / "results.csv", runs_of(study))
+    words = [sys.executable, SCRIPTS / "study", "price-of-talking", "--out", tmp_path]
+    answer = subprocess.run(words, cwd=SCRIPTS.parent, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
-    assert "holds runs of 'configs/cifar10.yaml --trainer.max_epochs 7'; give another --out" in answer.stderr
+    assert "holds runs of 'price-of-talking configs/cifar10.yaml --trainer.max_epochs 7'; give another" in answer.stderr
 
 
 def test_curves_read_what_lightning_writes(tmp_path: Path) -> None:
