@@ -92,7 +92,7 @@ def concatenated(orders: list[Order], channels: list[int]) -> Order | None:
 
 
 def flattened(order: Order, places: int) -> Order | None:
-    """The order of [N, C, ...] with so many places joined to each channel, [N, C places, ...]; None if there is none."""
+    """The order of [N, C, ...] after so many places of each channel became channels; None if there is none."""
     if places == 1:
         return order
     return None if order.shuffles else Order(tuple(part * places for part in order.parts))

@@ -160,6 +160,21 @@ def _of_replicas(tensor: Tensor, data: "lanes.mesh.Axis") -> Tensors:
     return {str(replica): part for replica, part in enumerate(parts)}
 
 
+def drawn(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Images and labels, the same every time."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return images, torch.randint(0, 10, (shape[0],), generator=generator)
+
+
+def run_plain_twice(
+    build: Callable[[], nn.Module], images: Tensor, labels: Tensor, replicas: int, recipe: Recipe
+) -> tuple[Outcome, Outcome]:
+    """The specification, and again on images one ulp away: what rounding alone makes of it."""
+    nudged = images * (1 + 2**-52)
+    return run_plain(build, images, labels, replicas, recipe), run_plain(build, nudged, labels, replicas, recipe)
+
+
 def compare(
     build: Callable[[], nn.Module],
     shape: tuple[int, ...],
@@ -169,17 +184,14 @@ def compare(
     channels_last: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Errors of the placed model against the plain one, and of the plain one against itself, one ulp of input apart."""
-    world = torch.distributed.get_world_size()
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randn(shape, dtype=torch.float64, generator=generator)
-    labels = torch.randint(0, 10, (shape[0],), generator=generator)
+    images, labels = drawn(shape)
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
-    replicas = world // lane_devices
     placed = run_placed(build, images, labels, lane_devices, recipe, override=override)
     if torch.distributed.get_rank() != 0:
         return {}, {}
-    plain, nudged = (run_plain(build, x, labels, replicas, recipe) for x in (images, images * (1 + 2**-52)))
+    replicas = torch.distributed.get_world_size() // lane_devices
+    plain, nudged = run_plain_twice(build, images, labels, replicas, recipe)
     return placed.errors_against(plain), nudged.errors_against(plain)
 
 
@@ -187,14 +199,12 @@ def compare_synchronised(
     build: Callable[[], nn.Module], shape: tuple[int, ...], lane_devices: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The same for replicas that share batch-norm statistics, against one plain model on the whole batch."""
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randn(shape, dtype=torch.float64, generator=generator)
-    labels = torch.randint(0, 10, (shape[0],), generator=generator)
+    images, labels = drawn(shape)
     placed = run_placed(build, images, labels, lane_devices, Recipe(), sync_batch_norm=True)
     if torch.distributed.get_rank() != 0:
         return {}, {}
     placed.groups["outputs"] = {"0": torch.cat(list(placed.groups["outputs"].values()))}
-    plain, nudged = (run_plain(build, x, labels, 1, Recipe()) for x in (images, images * (1 + 2**-52)))
+    plain, nudged = run_plain_twice(build, images, labels, 1, Recipe())
     for outcome in (placed, plain, nudged):
         del outcome.groups["input gradients"]  # of the mean over a replica's part here, over the whole batch there
     return placed.errors_against(plain), nudged.errors_against(plain)

@@ -46,7 +46,8 @@ class PlacedGroupNorm(Placed, nn.GroupNorm):
         own, places = values.shape[1], values.shape[2:].numel()
         channels = torch.arange(own, device=values.device) + self.lane.index * own
         group = channels * self.num_groups // (own * self.lane.size)
-        sums = values.new_zeros(len(values), self.num_groups).index_add(1, group, values.flatten(1).unflatten(1, (own, -1)).sum(2))
+        of_channels = values.flatten(1).unflatten(1, (own, -1)).sum(2)  # vectors have one place
+        sums = values.new_zeros(len(values), self.num_groups).index_add(1, group, of_channels)
         sums = crossing.sum(sums, self.lane)
         means = sums[:, group] / (own * self.lane.size // self.num_groups * places)
         return means.view(*means.shape, *[1] * (values.dim() - 2))

@@ -153,7 +153,7 @@ class Classifier(LightningModule):
         net = self.make_net()
         if self.init_from:
             load_weights(net, self.init_from, self.init_skip)
-        net.to(memory_format=self.memory_format)
+        net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.net = place(net, self.placed_by, self.device_mesh, sync_batch_norm=self.sync_batch_norm)
         if self.compile_backend:
             options = _INDUCTOR if self.compile_backend == "inductor" else None

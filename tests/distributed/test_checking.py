@@ -13,6 +13,7 @@ from lanes.checking import CheckReport, from_everyone
 from lanes.mesh import DATA_AXIS, LANE_AXIS, DeviceMesh, axis
 from lanes.models import MapResponseNorm
 from tests import networks
+from tests.crossing_networks import NETWORKS
 from tests.ranks import Ranks
 
 Alter = Callable[[nn.Module, int, int], None]  # (placed network, replica, lane device)
@@ -61,6 +62,39 @@ def test_passes(ranks: Ranks, mesh: str) -> None:
     assert all(0 < report.noise(group) < 1e-12 for group in wanted - {"weights before"})
     names = {finding.name for finding in report.groups["gradients"]}
     assert names == {name for name, _ in networks.mixed_2d().named_parameters()}
+
+
+@pytest.mark.parametrize("net", NETWORKS)
+def test_passes_on_the_crossings_of_deep_networks(ranks: Ranks, net: str) -> None:
+    report = ranks(checked, 4, NETWORKS[net], 4)[0]
+    assert report.passed, str(report)
+
+
+class Joining(nn.Module):
+    """Joins its input and what it makes of it: a module that is no layer, whose result is not in the plain order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -torch.relu(x), torch.tanh(x)], 1)
+
+
+def densely_connected() -> nn.Module:
+    """As in DenseNet: the joined channels are normalised and read by the next layer."""
+    head = (
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 8, 1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Joining(), *head)
+
+
+@pytest.mark.parametrize("lane_devices", [2, 4])
+def test_a_module_whose_channels_are_not_in_order(ranks: Ranks, lane_devices: int) -> None:
+    report = ranks(checked, lane_devices, densely_connected, lane_devices)[0]
+    assert report.passed, str(report)
+    assert "1" in {finding.name for finding in report.groups["outputs"]}
 
 
 def with_a_module_of_operations() -> nn.Module:

@@ -1,6 +1,7 @@
 """Where deep networks cross: gathers and re-orderings made once, norms, shared weights; and Megatron's bytes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,62 @@ def test_lane_devices_of() -> None:
     net.pixel.weight = net.within.weight
     with pytest.raises(PlanError, match="is shared with within"):
         lane_devices_of(net, torch.zeros(IMAGE))
+
+
+# ---- Orders of channels that meet other dimensions, or layers that run more than once
+
+
+@pytest.mark.parametrize("flatten", [nn.Flatten(1, 2), partial(torch.flatten, start_dim=1, end_dim=2)])
+def test_flattening_joins_the_places_that_it_says(flatten: Callable[[Tensor], Tensor]) -> None:
+    plan = plan_of(Joined(flatten, nn.Conv1d(16 * 16, 4, 1, groups=4)), IMAGE)
+    assert plan.layers["reader"].order == "128+128"  # 8 channels of 16 rows each
+    assert plan.layers["reader"].sent_forward_bytes == 64 * 16 * 4  # half of what is not at its place
+
+
+@pytest.mark.parametrize("flatten", [nn.Flatten(2), partial(torch.flatten, start_dim=2)])
+def test_flattening_places_alone_keeps_the_order(flatten: Callable[[Tensor], Tensor]) -> None:
+    assert plan_of(Joined(flatten, nn.Conv1d(16, 4, 1, groups=4)), IMAGE).layers["reader"].order == "8+8"
+
+
+class Joined(nn.Module):
+    """Two tensors of 8 channels, joined by each device for itself, and what reads them."""
+
+    def __init__(self, flatten: Callable[[Tensor], Tensor], reader: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.flatten, self.reader, self.head = nn.Conv2d(3, 8, 1), flatten, reader, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(self.reader(self.flatten(torch.cat([x, x], 1))).mean(2))
+
+
+class Reused(nn.Module):
+    """One activation, and one dense layer, that read joined channels and others."""
+
+    def __init__(self, join: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.conv, self.join, self.relu = nn.Conv2d(3, 8, 1), join, nn.ReLU()
+        self.again, self.head = nn.Conv2d(16, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(x))
+        x = self.relu(self.join(x, x))
+        return self.head(self.again(self.again(x)).mean((2, 3)))
+
+
+def test_nothing_is_left_to_a_layer_that_runs_more_than_once() -> None:
+    plan = plan_of(Reused(Concat()), IMAGE)
+    assert {name: (layer.way, layer.order) for name, layer in plan.layers.items() if layer.order} == {
+        "join": ("shuffle", "8+8")
+    }
+    with pytest.raises(PlanError, match=r"^relu: runs more than once, .*'8\+8'.*Concat\(\) instead of torch.cat"):
+        plan_of(Reused(lambda *parts: torch.cat(parts, 1)), IMAGE)
+
+
+def test_layer_norm_over_columns_is_placed_on_one_device() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm(16), nn.Flatten(1), nn.Linear(8 * 256, 4))
+    assert plan_of(net, IMAGE, lane_devices=1).layers["1"].way == "stays"
+    assert plan_of(Norms(), IMAGE, lane_devices=1).layers["image"].way == "sum"
 
 
 # ---- What a Megatron-style placement would send
