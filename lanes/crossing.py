@@ -214,7 +214,18 @@ def reordered(x: Tensor, source: Sequence[int]) -> Tensor:
     return x.index_select(1, _indices(tuple(source), x.device))
 
 
-@functools.lru_cache(maxsize=1024)
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which remembers its results; not while torch.compile traces it, which keeps what it has traced."""
+    remembering = functools.lru_cache(maxsize=1024)(function)
+
+    @functools.wraps(function)
+    def either(*args: Any) -> Any:
+        return function(*args) if torch.compiler.is_compiling() else remembering(*args)
+
+    return either
+
+
+@_kept
 def _indices(channels: tuple[int, ...], device: torch.device) -> Tensor:
     """Made once: a list as index would be copied to the device, and waited for, at every use."""
     with torch.inference_mode(False):  # so that what an evaluation made serves training too
@@ -244,7 +255,7 @@ class _Routes:
     any: bool
 
 
-@functools.lru_cache(maxsize=256)
+@_kept
 def _routes(source: tuple[int, ...], size: int, index: int) -> _Routes:
     own = len(source) // size
     sends = [[c - index * own for c in source[d * own : (d + 1) * own] if c // own == index] for d in range(size)]

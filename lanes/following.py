@@ -84,7 +84,7 @@ def _follow(traced: Trace, lane_devices: int, override: Mapping[str, str]) -> Fo
                 step = _layer(call, inputs, held, lane_devices, final, override.get(call.where), readers)
                 state, order = step.output, step.output_order
                 earlier = steps.setdefault(call.where, step)
-                steps[call.where] = earlier.again(step, call.where)
+                steps[call.where] = earlier.again(step, call.where, lane_devices)
             states |= dict.fromkeys(call.outputs, state)
             if order != PLAIN:
                 orders |= dict.fromkeys(call.outputs, order)

@@ -149,10 +149,15 @@ class Author:
             lambda: LocalResponseNorm(3, alpha=0.5, lanes=lanes),
         ]
         module = self.rng.choice(kinds if places > 1 else kinds[3:])()
-        made_by = next((line.operation for line in self.net.program if line.target == x), "")
-        if made_by in self.net.layers and isinstance(module, tuple(BATCH_NORMS.values())):
-            self.net.layers[made_by].register_parameter("bias", None)  # its gradient would be noise
+        if isinstance(module, tuple(BATCH_NORMS.values())):
+            self.without_bias(x)
         return self._made(self.layer(module, x))
+
+    def without_bias(self, x: str) -> None:
+        """Drop the bias of the layer that made a tensor: in front of a batch norm its gradient is noise."""
+        made_by = next((line.operation for line in self.net.program if line.target == x), "")
+        if made_by in self.net.layers and isinstance(self.net.layers[made_by], (nn.Linear, *CONVOLUTIONS.values())):
+            self.net.layers[made_by].register_parameter("bias", None)
 
     def activation(self, x: str) -> str:
         if x == self.fresh and self.chance(0.3):
@@ -320,7 +325,7 @@ class Author:
             groups = self.groups(self.channels(x))
             x = self.convolution(x, groups * -(-CLASSES // groups), groups)
             if self.chance(0.5):
-                self.net.layers[list(self.net.layers)[-1]].register_parameter("bias", None)
+                self.without_bias(x)
                 x = self.layer(nn.BatchNorm1d(self.channels(x), eps=0.1), x)
             return self.line("torch.relu(x)", x) if self.chance(0.3) else x
         y = self.dense(x, classes)

@@ -45,7 +45,7 @@ class Step:
     output_order: Order = PLAIN
     shares: str = ""
 
-    def again(self, other: "Step", where: str) -> "Step":
+    def again(self, other: "Step", where: str, lane_devices: int) -> "Step":
         """The same layer run once more in the same forward.
 
         Raises:
@@ -53,7 +53,9 @@ class Step:
         """
         if other is self:
             return self
-        if self.placed_as != other.placed_as:
+        ordered_alike = (self.order, self.output_order) == (other.order, other.output_order)
+        # On one device all ways are the same.
+        if not ordered_alike or (lane_devices > 1 and self.placed_as != other.placed_as):
             way_out = "use a layer for each run"
             if (self.way, self.input) == (other.way, other.input):
                 way_out += ", or put channels in plain order first, by lanes.models.Concat() instead of torch.cat"

@@ -11,24 +11,24 @@ import random
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lanes
 from lanes import Plan, PlanError
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
 from lanes.planning import lane_devices_of
-from lanes.rules.kinds import LAYERS, MIXING
+from lanes.rules.kinds import LAYERS
 from lanes.ways import WAYS
 from tests.distributed.test_traffic import strict
 from tests.parity import Outcome, Recipe, _of_replicas, loss_of, relative_error, run_plain, whole
 from tests.random_networks import Case, RandomNetwork, draw
-from tests.random_operations import CATS, UNSAFE
+from tests.random_refusals import REASONS
 from tests.ranks import Ranks
 
 FIRST, LAST = map(int, os.environ.get("LANES_SEEDS", "0:280").split(":"))
@@ -229,75 +229,36 @@ def test_they_send_what_the_plan_says(cases: dict[int, list[Result]]) -> None:
 # ---- Those that are refused
 
 
-def _layer(net: RandomNetwork, found: re.Match[str]) -> nn.Module:
-    return net.get_submodule(found[1])
-
-
-def _runs(net: RandomNetwork, operations: Mapping[str, object]) -> bool:
-    return any(line.operation in operations for line in net.program)
-
-
-Check = Callable[[RandomNetwork, re.Match[str]], bool]
-LAYER, GLUE = r"^(layers\.\w+): ", r"^(?:the model's forward|layers\.\w+): "
-# What the planner says -> whether it is so.
-REASONS: dict[str, Check] = {
-    LAYER + r"(\d+) channels do not divide over (\d+) lane devices": lambda net, found: (
-        len(_layer(net, found).weight) == int(found[2]) and int(found[2]) % int(found[3]) > 0
-    ),
-    LAYER + r"(\d+) channels in (\d+) groups do not divide over (\d+) lane devices": lambda net, found: (
-        _layer(net, found).groups == int(found[3]) and int(found[3]) % int(found[4]) > 0
-    ),
-    LAYER + r"response norm in (\d+) lanes of \d+ channels does not divide over (\d+) lane": lambda net, found: (
-        _layer(net, found).lanes == int(found[2]) and int(found[2]) % int(found[3]) > 0
-    ),
-    LAYER + r"torch.nn.LocalResponseNorm mixes neighbours": lambda net, found: (
-        type(_layer(net, found)) is nn.LocalResponseNorm
-    ),
-    LAYER + r"LayerNorm over \[\d+\] of \[.*\] does not start at the channels": lambda net, found: (
-        type(_layer(net, found)) is nn.LayerNorm and len(_layer(net, found).normalized_shape) == 1
-    ),
-    LAYER + r"a InstanceNorm\dd with .* cannot be placed": lambda net, found: (
-        type(_layer(net, found)) not in LAYERS and len(list(_layer(net, found).parameters())) == 2
-    ),
-    LAYER + r"runs more than once, and would have to be placed as": lambda net, found: (
-        sum(f"layers.{line.operation}" == found[1] for line in net.program) > 1
-    ),
-    GLUE + r"(?:does|uses the) ([ \w]+) on .*, of which each lane device holds its own channels": lambda net, found: (
-        _runs(net, {found[1], "local_response_norm" if found[1] == "cumsum" else found[1]} & UNSAFE.keys())
-    ),
-    GLUE + r"does \w+ on .*, whose channels lie in the orders": lambda net, found: _runs(net, CATS),
-    r"^the model's output is laned and no layer before it can make it whole": lambda net, found: (
-        sum(isinstance(layer, MIXING) for layer in net.layers.values()) == 1
-    ),
-}
-
-
 def numbers_that_work(net: RandomNetwork) -> list[int]:
-    """The numbers of lane devices over which a network can be placed; one, but for two reasons."""
+    """The numbers of lane devices over which a network can be placed; one at least, but for two reasons."""
     try:
         return lane_devices_of(net, numbers(net.case)[0].requires_grad_())
     except PlanError as error:
-        assert re.search(r"a InstanceNorm\dd|the model's output is laned", str(error)), f"{error}\n{net}"
-        return []
+        if re.search(r"a InstanceNorm\dd|the model's output is laned", str(error)):
+            return []
+        raise
 
 
 def test_refusals_hold(cases: dict[int, list[Result]], measured: Callable[[str], None]) -> None:
     counts: Counter[str] = Counter()
     for here in cases.values():
-        refused, net = here[0].refused, network(here[0].seed)
+        refused = here[0].refused
         if not refused:
             continue
+        net = network(here[0].seed)
         assert all(one.refused == refused for one in here)
-        reasons = {reason: match for reason in REASONS if (match := re.search(reason, refused))}
-        assert len(reasons) == 1, f"{refused}\n{net}"
-        ((reason, match),) = reasons.items()
-        assert REASONS[reason](net, match), f"{refused}\n{net}"
-        counts[reason] += 1
+        holds = {
+            reason: check(net, found)
+            for reason, (words, check) in REASONS.items()
+            if (found := re.search(words, refused))
+        }
+        assert list(holds.values()) == [True], f"{refused}\n{net}"
+        counts.update(holds)
         named = re.search(r"use ([\d, or]+) lane devices?$", refused)
         works = [int(number) for number in re.findall(r"\d+", named[1])] if named else []
         assert works == numbers_that_work(net), f"{refused}\n{net}"
     for reason, count in counts.most_common():
-        measured(f"random networks refused {count:4} x {reason}")
+        measured(f"random networks refused for {reason}: {count}")
     if COMMITTED:
         assert counts.total() >= 30
         assert len(counts) >= len(REASONS) - 1
@@ -317,6 +278,7 @@ def test_coverage(cases: dict[int, list[Result]], measured: Callable[[str], None
         features["a gathering shared"] += any(layer.shares for layer in layers)
         features["an order paid"] += any(layer.order and layer.way not in ("passes on", "gather") for layer in layers)
         features["an order for nothing"] += any(layer.order and layer.way == "gather" for layer in layers)
+        features["an order paid by a dropout"] += any(layer.order for layer in layers if "Dropout" in layer.type)
         features["several parts and a shuffle"] += any("+" in layer.order and "," in layer.order for layer in layers)
     for title, counts in (("ways", ways), ("layers", kinds), ("crossings", features)):
         measured(f"random networks placed with {title}: {', '.join(f'{n} {c}' for n, c in counts.most_common())}")
@@ -324,4 +286,4 @@ def test_coverage(cases: dict[int, list[Result]], measured: Callable[[str], None
     assert len(placed(cases)) >= 200
     assert not {way for way in WAYS if ways[way] < 3}
     assert not {kind.__name__ for kind in LAYERS if kinds[kind.__name__] < 2}
-    assert not {name for name, count in features.items() if count < 5}
+    assert not {name for name, count in features.items() if count < 3}

@@ -259,6 +259,17 @@ def test_nothing_is_left_to_a_layer_that_runs_more_than_once() -> None:
         plan_of(Reused(lambda *parts: torch.cat(parts, 1)), IMAGE)
 
 
+def test_one_device_runs_a_layer_again_on_any_tensor() -> None:
+    class Again(Joined):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.reader(self.conv(x).softmax(1))
+            return self.head(self.reader(x).mean((2, 3)))
+
+    net = Again(nn.Identity(), nn.Conv2d(8, 8, 1))
+    net.head = nn.Linear(8, 4)
+    assert plan_of(net, IMAGE, lane_devices=1).layers["reader"].way == "enter"
+
+
 def test_layer_norm_over_columns_is_placed_on_one_device() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm(16), nn.Flatten(1), nn.Linear(8 * 256, 4))
     assert plan_of(net, IMAGE, lane_devices=1).layers["1"].way == "stays"
