@@ -1,8 +1,8 @@
 """Every network with a name, placed, equals itself on one device; where it does not divide, the refusal is the test.
 
-Outputs, all gradients, three small steps and batch-norm statistics, in float64, on images of 64 pixels where the network
-reads more (AlexNet apart, which has a size of its own). ``LANES_PARITY=all`` runs every network on every mesh, in about
-an hour on two cores; otherwise the quick ones run on all meshes and one of the large ones on one.
+Outputs, all gradients, three small steps and batch-norm statistics, in float64, on images of 64 pixels where the
+network reads more (AlexNet apart, which has a size of its own). ``LANES_PARITY=all`` runs every network on every mesh,
+in about an hour on two cores; otherwise the quick ones run on all meshes and one of the large ones on one.
 """
 
 import functools

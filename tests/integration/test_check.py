@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lanes.layers import Placed
+from lanes.layers.placed import Placed
 from lanes.models import SmallAlexNet
 from tests.integration.command import CONFIG, SMALL, lanes
 

@@ -56,7 +56,15 @@ def test_check(config: Path, source: Path, tmp_path: Path) -> None:
     layout = ["--trainer.devices", 1] if replicas else []
     images = 2 if "imagenet_" in config.stem else 4  # at 224 pixels in float64, three times over
     answer = lanes(
-        "check", "-c", config, *on_small_data(config, source), *layout, "--images", images, folder=tmp_path, timeout_s=280
+        "check",
+        "-c",
+        config,
+        *on_small_data(config, source),
+        *layout,
+        "--images",
+        images,
+        folder=tmp_path,
+        timeout_s=280,
     )
     assert answer.returncode == 0, answer.stderr + answer.stdout
     assert "PASSED" in answer.stdout.splitlines()[-1]
