@@ -7,6 +7,7 @@ tables (planning.py).
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 
@@ -54,9 +55,9 @@ def decide(model: nn.Module, traces: list[Trace], lane_devices: int, override: M
     steps = found.steps
     steps |= gathered_once(training, steps, override, lane_devices)
     chosen = {name: step.way for name, step in steps.items() if step.way in ("gather", "scatter_sum")}
-    for name, step in _follow(evaluation, lane_devices, {**override, **chosen}).steps.items():
+    for name, step in _follow(evaluation, lane_devices, override, chosen).steps.items():
         first = steps.setdefault(name, step)
-        # On one device laned and whole are the same.
+        # On one device laned and whole are the same, and no channels are out of order.
         if lane_devices > 1 and first.placed_as != step.placed_as:
             raise PlanError(
                 f"{name}: runs as {first.described} on a {first.input} tensor in training and as {step.described} on a "
@@ -65,7 +66,9 @@ def decide(model: nn.Module, traces: list[Trace], lane_devices: int, override: M
     return found
 
 
-def _follow(traced: Trace, lane_devices: int, override: Mapping[str, str]) -> Followed:
+def _follow(
+    traced: Trace, lane_devices: int, override: Mapping[str, str], usual: Mapping[str, str] = MappingProxyType({})
+) -> Followed:
     """Follow the states of all tensors through the forward; make the output whole."""
     leaving: set[str] = set()
     last = last_mixing_calls(traced)
@@ -81,7 +84,7 @@ def _follow(traced: Trace, lane_devices: int, override: Mapping[str, str]) -> Fo
             else:
                 final = call.where in leaving or (position in last and is_dense(call.layer))
                 held = [orders.get(value, PLAIN) for value in call.inputs]
-                step = _layer(call, inputs, held, lane_devices, final, override.get(call.where), readers)
+                step = _layer(call, inputs, held, lane_devices, final, override, usual, readers)
                 state, order = step.output, step.output_order
                 earlier = steps.setdefault(call.where, step)
                 steps[call.where] = earlier.again(step, call.where, lane_devices)
@@ -100,15 +103,19 @@ def _layer(
     orders: list[Order],
     lane_devices: int,
     final: bool,
-    override: str | None,
+    overrides: Mapping[str, str],
+    usual: Mapping[str, str],
     readers: Mapping[Value, list[Call]],
 ) -> Step:
     """Place one layer."""
+    override = overrides.get(call.where)
     if len(call.inputs) != 1 and not (call.inputs and isinstance(call.layer, Concat)):
         raise PlanError(f"{call.where}: a {call.function} that is not called with one positional tensor cannot be read")
     if type(call.layer) in MIXING:
-        return mixing(call, inputs[0], orders[0], lane_devices, final, override)
-    step = other(call, inputs, orders, lane_devices, final, _restored(call.outputs[0], readers))
+        return mixing(call, inputs[0], orders[0], lane_devices, final, override, usual.get(call.where))
+    # One device re-orders for nothing, so at once: then training and evaluation cannot differ.
+    restored = lane_devices > 1 and _restored(call.outputs[0], readers)
+    step = other(call, inputs, orders, lane_devices, final, restored)
     if override not in (None, step.way):
         raise PlanError(f"{call.where}: cannot be placed as {override!r} here; it can be {step.way}")
     return step

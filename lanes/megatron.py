@@ -10,6 +10,7 @@ work over the devices inside and sums its output over them (all-reduce forward);
 - In a chain without parallel paths, a layer with weights that reads a whole tensor splits its output channels (the
   gradient of its input is summed), and the next dense layer splits its input channels (its output is summed).
 - A layer at the end of a chain that finds no partner runs whole on every device, and sends nothing.
+- Of a model that returns several tensors, the way to the one that is made last is counted, without heads beside it.
 
 Shapes: N batch, C all channels. Kept out: bytes per device (planning.py).
 """
@@ -55,11 +56,14 @@ def _all_reduced(value: Value, lane_devices: int) -> float:
 
 def _segments(traced: Trace) -> Iterator[tuple[Value, list[Call], Value]]:
     """What lies between two tensors through which everything passes: nothing made before is read behind them."""
-    last_read = _last_reads(traced)
+    leading = _leading(traced)
+    if not leading:
+        return
+    last_read = _last_reads(leading)
     live: set[Value] = set()
-    read = traced.calls[0].inputs[0]
+    read = leading[0].inputs[0]
     calls: list[Call] = []
-    for position, call in enumerate(traced.calls):
+    for position, call in enumerate(leading):
         calls.append(call)
         live = {v for v in live.union(call.inputs, call.outputs) if last_read.get(v, -1) > position}
         if len(live) == 1:
@@ -68,9 +72,20 @@ def _segments(traced: Trace) -> Iterator[tuple[Value, list[Call], Value]]:
             read, calls = made, []
 
 
-def _last_reads(traced: Trace) -> Mapping[Value, int]:
-    """The position of the last call that reads each tensor; what the model returns is read at the end."""
+def _leading(traced: Trace) -> list[Call]:
+    """The calls that lead to the output that is made last."""
+    wanted = set(sorted(traced.outputs, key=lambda value: value.index)[-1:])
+    leading = []
+    for call in reversed(traced.calls):
+        if wanted.intersection(call.outputs):
+            leading.append(call)
+            wanted.update(call.inputs)
+    return leading[::-1]
+
+
+def _last_reads(calls: list[Call]) -> Mapping[Value, int]:
+    """The position of the last call that reads each tensor; what the last call makes is read behind it."""
     last: dict[Value, int] = {}
-    for position, call in enumerate(traced.calls):
+    for position, call in enumerate(calls):
         last |= dict.fromkeys(call.inputs, position)
-    return last | dict.fromkeys(traced.outputs, len(traced.calls))
+    return last | dict.fromkeys(calls[-1].outputs, len(calls))

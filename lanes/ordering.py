@@ -56,6 +56,11 @@ class Order:
             leaving[position // own] += channel // own != position // own
         return max(leaving)
 
+    def divides(self, lane_devices: int) -> bool:
+        """Whether so many devices can hold channels so, and its shuffles be performed."""
+        parts = all(part and part % lane_devices == 0 for part in self.parts)
+        return parts and all(groups and sum(self.parts) % groups == 0 for groups in self.shuffles)
+
     def shuffled(self, groups: int, channels: int) -> Order:
         """The same and then a shuffle of all the channels in so many groups."""
         return Order(self.parts or (channels,), (*self.shuffles, groups)) if groups > 1 else self

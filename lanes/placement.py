@@ -13,8 +13,10 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from lanes.layers import PLACED, become_placed, becomes_placed, gather_together, local
 from lanes.mesh import DATA_AXIS, LANE_AXIS, Axis, axis, digest
+from lanes.ordering import Order
 from lanes.plans import LayerPlan, Plan
 from lanes.rules.kinds import BATCH_NORMS
+from lanes.rules.possible import possible_ways
 from lanes.tracing import PlanError
 from lanes.ways import WAYS
 from lanes.words import near
@@ -88,6 +90,7 @@ def _checked_layers(model: nn.Module, plan: Plan, lane: Axis) -> dict[str, Layer
             raise ValueError(
                 f"{name}: there is no way {layer.way!r}{near(layer.way, WAYS)}; ways are {', '.join(WAYS)}"
             )
+        _check_edited(plan, name, modules[name])
         if (WAYS[layer.way].input, WAYS[layer.way].output) != (layer.input, layer.output):
             raise ValueError(
                 f"{name}: {layer.way!r} does not lead from {layer.input} to {layer.output}, which the layers around it "
@@ -97,6 +100,35 @@ def _checked_layers(model: nn.Module, plan: Plan, lane: Axis) -> dict[str, Layer
         if name not in plan.layers and [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             raise PlanError(f"{name or 'the model'}: has parameters but is not in the plan; plan again")
     return plan.layers
+
+
+def _check_edited(plan: Plan, name: str, module: nn.Module) -> None:
+    """Refuse what no planner says, as a plan may have been edited; which order channels are in, only planning can tell.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    layer = plan.layers[name]
+    possible = possible_ways(module, plan.lane_devices)
+    if layer.way not in possible:
+        raise ValueError(
+            f"{name}: a {layer.type} cannot be placed as {layer.way!r} on {plan.lane_devices} lane devices; it can be "
+            f"{', '.join(sorted(possible)) or 'placed on other numbers of them'}"
+        )
+    gatherer = plan.layers.get(layer.shares)
+    alike = gatherer is not None and (gatherer.way, gatherer.order, gatherer.shares) == (layer.way, layer.order, "")
+    if layer.shares and (layer.way != "gather" or not alike):
+        raise ValueError(
+            f"{name} shares what {layer.shares!r} gathers, which is no layer of the plan that gathers the same "
+            "tensor; plan again"
+        )
+    if layer.way == "passes on" and getattr(module, "groups", 1) > 1 and not layer.output_order:
+        raise ValueError(f"{name}: passes on a shuffle, but nothing says that it is owed (output_order); plan again")
+    for order in map(Order.parse, (layer.order, layer.output_order)):
+        if not order.divides(plan.lane_devices):
+            raise ValueError(
+                f"{name}: channels in order {str(order)!r} do not divide over {plan.lane_devices} lane devices"
+            )
 
 
 def _materialise(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -134,14 +134,14 @@ def _that_work(model: nn.Module, traces: list[Trace], candidates: set[int], over
 
 
 def _priced(step: Step, item_bytes: int, megatron: tuple[float, float]) -> LayerPlan:
-    statistics = step.statistics * max(item_bytes, 4)  # norms compute half precision in float32
+    wide = max(item_bytes, 4)  # norms compute half precision in float32
     return LayerPlan(
         step.type,
         step.way,
         step.input,
         step.output,
-        sent_forward_bytes=step.sent_forward * item_bytes + statistics,
-        sent_backward_bytes=step.sent_backward * item_bytes + statistics,
+        sent_forward_bytes=step.sent_forward * item_bytes + step.statistics * wide,
+        sent_backward_bytes=step.sent_backward * item_bytes + step.statistics_backward * wide,
         kept_bytes=step.kept * item_bytes,
         parameters=step.parameters,
         sent_step_bytes=step.step_bytes,

@@ -24,10 +24,10 @@ class LayerPlan:
 
     Attributes:
         type: the layer's class name, e.g. "Conv2d".
-        way: the name of an entry of :data:`lanes.ways.WAYS`, or "local" for layers without one.
+        way: the name of an entry of :data:`lanes.ways.WAYS`.
         input: state of the tensor it reads, "laned" or "whole".
         output: state of the tensor it makes.
-        sent_forward_bytes: what one lane device sends per image, forward.
+        sent_forward_bytes: what one lane device sends per image, forward; the busiest, where channels are re-ordered.
         sent_backward_bytes: the same, backward.
         kept_bytes: of gathered inputs kept for backward, per image and lane device.
         parameters: how many parameters each lane device holds.
@@ -36,7 +36,8 @@ class LayerPlan:
         order: of the channels that it reads, "" for the plain model's; e.g. "24+216, shuffle 3": each lane device has
             concatenated its parts of 24 and 216 channels, and a channel shuffle in 3 groups is owed.
         output_order: of the channels that it makes.
-        shares: the layer that gathers the tensor that both read; "" for none.
+        shares: the layer that gathers the tensor that both read; "" for none. Like the orders this is a fact about the
+            model, not a choice: do not edit it.
         megatron_forward_bytes: what one device of a Megatron-style placement would send here (megatron.py).
         megatron_backward_bytes: the same, backward.
     """
@@ -163,7 +164,13 @@ class Plan:
             raise ValueError(f"{path} is not a plan of this version: its format is {found!r}, not {FORMAT!r}")
         try:
             layers = {name: LayerPlan(**layer) for name, layer in document["layers"].items()}
-            loaded = cls(int(document["lane_devices"]), str(document["dtype"]), layers, document.get("orders", {}))
+            loaded = cls(
+                int(document["lane_devices"]), str(document["dtype"]), layers, dict(document.get("orders") or {})
+            )
+            orders = {name: [layer.order, layer.output_order] for name, layer in layers.items()}
+            for name, order in [(n, o) for n, both in orders.items() for o in both] + list(loaded.orders.items()):
+                if not isinstance(order, str):
+                    raise TypeError(f"{name} has the order {order!r}, which is no text")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a whole plan: {error}") from error
         for name, layer in layers.items():
@@ -171,7 +178,6 @@ class Plan:
                 raise ValueError(
                     f"{path}: {name} has no way {layer.way!r}{near(layer.way, WAYS)}; ways are {', '.join(WAYS)}"
                 )
-        orders = {name: [layer.order, layer.output_order] for name, layer in layers.items()}
         for name, order in [(n, o) for n, both in orders.items() for o in both] + list(loaded.orders.items()):
             try:
                 Order.parse(order)

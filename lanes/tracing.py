@@ -160,11 +160,11 @@ class _Recorder(TorchFunctionMode):
         self._looking = False  # the recorder itself reads shapes: not the user's doing
         self._count = 0
         self._known_makers: set[Any] = set()  # backward nodes of layers that the planner knows
-        self._values: dict[int, tuple[Tensor, Value]] = {}  # holds the tensors, so that ids stay theirs
+        self._values: dict[int, tuple[Tensor, Value, int]] = {}  # holds the tensors, so that ids stay theirs
 
     def value_of(self, tensor: Tensor) -> Value:
         self._looking = True
-        maker = tensor.grad_fn
+        maker, version = tensor.grad_fn, tensor._version
         self._looking = False
         if isinstance(maker, BackwardCFunction) and maker not in self._known_makers:
             raise PlanError(
@@ -173,17 +173,23 @@ class _Recorder(TorchFunctionMode):
             )
         if id(tensor) not in self._values:
             return self._new_value(tensor)
-        return self._values[id(tensor)][1]
+        _, value, seen = self._values[id(tensor)]
+        if seen != version:
+            raise PlanError(
+                f"{self.where() or 'the model'}: reads a tensor {list(value.shape)} that was changed in place through "
+                "a view of it, which cannot be followed; work on a copy (clone)"
+            )
+        return value
 
     def _new_value(self, tensor: Tensor, *, trusted: bool = False) -> Value:
         self._looking = True
         value = Value(self._count, tensor.shape, tensor.requires_grad)
-        maker = tensor.grad_fn
+        maker, version = tensor.grad_fn, tensor._version
         self._looking = False
         self._count += 1
         if trusted and maker is not None:
             self._known_makers.add(maker)
-        self._values[id(tensor)] = (tensor, value)
+        self._values[id(tensor)] = (tensor, value, version)
         return value
 
     def where(self) -> str:

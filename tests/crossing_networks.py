@@ -121,4 +121,40 @@ class Factors(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class _TwoBranches(nn.Module):
+    """A trunk of 8 channels that two dense layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+
+class GateWithoutGradient(_TwoBranches):
+    """The reader that runs first has no gradient: what it gathers must not serve the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.trunk(x))
+        with torch.no_grad():
+            gate = self.first(x).sigmoid()
+        return self.head((self.second(x) * gate).mean((2, 3)))
+
+
+class InPlaceBehindShuffle(nn.Module):
+    """Works in place on what a shuffle returns, and reads what the shuffle read once more."""
+
+    def __init__(self, groups: int = 4) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.shuffle, self.relu = nn.ChannelShuffle(groups), nn.ReLU(inplace=True)
+        self.dense, self.grouped = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, groups=4)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        y = self.dense(self.relu(self.shuffle(x))) + x
+        return self.head((y + self.grouped(self.relu(self.shuffle(y)))).mean((2, 3)))
+
+
 NETWORKS = {"gather once": GatherOnce, "re-ordered": Reordered, "norms": Norms, "factors": Factors}

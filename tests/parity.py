@@ -67,6 +67,10 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
+def _gradients(net: nn.Module) -> Tensors:
+    return {name: whole(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+
+
 def make_optimizer(net: nn.Module, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
 
@@ -94,11 +98,12 @@ def run_plain(build: Callable[[], nn.Module], images: Tensor, labels: Tensor, re
                 outputs.append(net(part))
             loss_of(outputs[-1], targets).backward()
         for parameters in zip(*(net.parameters() for net in nets), strict=True):
-            parameters[0].grad = torch.stack([p.grad for p in parameters]).mean(0)
+            grads = [p.grad for p in parameters if p.grad is not None]  # none of what runs under no_grad
+            parameters[0].grad = torch.stack(grads).mean(0) if grads else None
         if step == 0:
             outcome.groups["outputs"] = {str(r): whole(o) for r, o in enumerate(outputs)}
             outcome.groups["input gradients"] = {str(r): whole(x.grad) for r, x in enumerate(read)}
-            outcome.groups["gradients"] = {n: whole(p.grad) for n, p in nets[0].named_parameters()}
+            outcome.groups["gradients"] = _gradients(nets[0])
         torch.nn.utils.clip_grad_norm_(nets[0].parameters(), recipe.clip)
         optimizer.step()
         for net in nets[1:]:
@@ -143,7 +148,7 @@ def run_placed(
         if step == 0:
             outcome.groups["outputs"] = _of_replicas(outputs, data)
             outcome.groups["input gradients"] = _of_replicas(read.grad, data)
-            outcome.groups["gradients"] = {n: whole(p.grad) for n, p in net.named_parameters()}
+            outcome.groups["gradients"] = _gradients(net)
         torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
         optimizer.step()
     lanes.average_statistics(net, mesh)

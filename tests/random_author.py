@@ -260,7 +260,7 @@ class Author:
         self.fresh = ""
         x = self.layer(Concat(), *parts) if self.chance(0.5) else self.any_of(CATS, *parts)
         for _ in range(self.rng.randint(0, 2)):
-            passing = [self.activation, self.shuffle, self.pool]
+            passing = [self.activation, self.shuffle, self.pool, self.shrink, self.factor]
             x = self.rng.choice(passing)(x)
         return x
 
@@ -272,12 +272,12 @@ class Author:
 
     def shrink(self, x: str) -> str:
         """Fewer places, or another number of dimensions."""
+        if not self.dims(x):
+            return x
         possible = [name for name in SHRINKS if name[1] == "[" and self.side(x) > 2]
         possible += ["x.unsqueeze(-1)"] if self.dims(x) < 3 else []
         possible += ["x.flatten(2)", "x.amax(-1)"] if self.dims(x) > 1 else []
         possible += ["x.flatten(1, 2)"] if self.dims(x) > 1 and self.channels(x) < 9 else []
-        if not possible:
-            return x
         chosen = self.rng.choice(possible)
         if "flatten" in chosen and self.chance(0.5):
             return self.layer(nn.Flatten(2) if chosen == "x.flatten(2)" else nn.Flatten(1, 2), x)

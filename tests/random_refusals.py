@@ -18,7 +18,7 @@ def _runs(net: RandomNetwork, operations: Mapping[str, object]) -> bool:
     return any(line.operation in operations for line in net.program)
 
 
-LAYER, GLUE = r"^(layers\.\w+): ", r"^(?:the model's forward|layers\.\w+): "
+LAYER, GLUE = r"^(layers\.[\w.]+): ", r"^(?:the model's forward|layers\.[\w.]+): "
 # Reason -> what the planner says, and whether it is so.
 REASONS: dict[str, tuple[str, Callable[[RandomNetwork, re.Match[str]], bool]]] = {
     "channels that do not divide": (

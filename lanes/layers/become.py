@@ -71,7 +71,8 @@ def become_placed(layer: nn.Module, plan: LayerPlan, lane: Axis, data: Axis, *, 
     if isinstance(layer, BATCH_NORMS):
         placed.sync = sync_batch_norm
     order = Order.parse(plan.order)
-    placed.source = None if order == PLAIN or plan.input == WHOLE else order.source(lane.size)
+    source = () if order == PLAIN or plan.input == WHOLE else order.source(lane.size)
+    placed.source = None if source == tuple(range(len(source))) else source
     placed.__class__ = PLACED[type(layer)]
     placed.way_name, placed.lane, placed.data = plan.way, lane, data
 
@@ -90,6 +91,6 @@ def gather_together(layers: Mapping[str, nn.Module], plans: Mapping[str, LayerPl
             sharing.setdefault(plan.shares, [layers[plan.shares]]).append(layers[name])
     for readers in sharing.values():
         strides = {reader.strides for reader in readers}
-        gathering = Gathering(len(readers), strides.pop() if len(strides) == 1 else None)
+        gathering = Gathering(len(readers), strides.pop() if len(strides) == 1 else None, readers[0].source)
         for reader in readers:
             reader.gathering = gathering

@@ -24,8 +24,9 @@ def _normalised(x: Tensor, mean_of: Callable[[Tensor], Tensor], eps: float) -> T
 
 
 def _result_type(x: Tensor) -> torch.dtype:
-    """Autocast computes norms in float32 and leaves their results so."""
-    return torch.float32 if torch.is_autocast_enabled(x.device.type) and x.dtype.itemsize < 4 else x.dtype
+    """Autocast computes norms in float32 and leaves their results so; on CPUs it has no such rule."""
+    kind = x.device.type
+    return torch.float32 if kind != "cpu" and torch.is_autocast_enabled(kind) and x.dtype.itemsize < 4 else x.dtype
 
 
 class PlacedGroupNorm(Placed, nn.GroupNorm):
@@ -57,8 +58,8 @@ class PlacedLayerNorm(Placed, nn.LayerNorm):
     """A placed ``nn.LayerNorm`` over the channels and everything behind them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C or c, ...] -> the same shape."""
-        x = self.in_plain_order(x)
+        """[N, C or c, ...] -> the same shape, with channels outermost in memory as PyTorch's: masks depend on that."""
+        x = self.in_plain_order(x).contiguous()
         weight, bias = self.own(self.weight), self.own(self.bias)
         if "sum" not in self.way.crossings:
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)

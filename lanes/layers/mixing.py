@@ -19,24 +19,31 @@ class Gathering:
     """One all-gather for all dense layers that read the same tensor.
 
     The first of them to run gathers, the others find what it has gathered; the last lets go of it. Autograd adds up
-    their gradients before it goes back through the one exchange.
+    their gradients before it goes back through the one exchange. One that runs without gradients, or in another data
+    type (autocast), than what was gathered gathers for itself.
 
     Args:
         readers: how many layers read the tensor.
         strides: of the places that all of them read; None if one of them reads every place.
+        source: puts the channels in plain order (`crossing.reordered`); None if they are.
     """
 
-    def __init__(self, readers: int, strides: tuple[int, ...] | None) -> None:
-        self.readers, self.strides = readers, strides
+    def __init__(self, readers: int, strides: tuple[int, ...] | None, source: tuple[int, ...] | None) -> None:
+        self.readers, self.strides, self.source = readers, strides, source
         self._left = 0
         self._read: Tensor | None = None
         self._whole: Tensor | None = None
+        self._how: tuple[bool, torch.dtype] | None = None
 
     def __call__(self, x: Tensor, lane: Axis) -> Tensor:
-        """[N, c, ...] -> [N, C, ...], at the places of ``strides``."""
-        if self._read is not x or self._whole is None:
-            self._read, self._left = x, self.readers
-            self._whole = crossing.gather(as_computed(thin(x, self.strides)), lane)
+        """[N, c, ...] -> [N, C, ...] in plain order, at the places of ``strides``."""
+        how = (torch.is_grad_enabled(), computed_dtype(x))
+        if self._read is not x:
+            self._read, self._left, self._whole = x, self.readers, None
+        if self._whole is None or self._how != how:
+            whole = crossing.gather(as_computed(thin(x, self.strides)), lane)
+            self._whole = whole if self.source is None else crossing.reordered(whole, self.source)
+            self._how = how
         self._left -= 1
         whole = self._whole
         if not self._left:
@@ -45,16 +52,21 @@ class Gathering:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Gathering":
         """Of a copied model the layers share a gathering of their own."""
-        memo[id(self)] = Gathering(self.readers, self.strides)
+        memo[id(self)] = Gathering(self.readers, self.strides, self.source)
         copied: Gathering = memo[id(self)]
         return copied
 
 
 def as_computed(x: Tensor) -> Tensor:
     """``x`` in the data type in which autocast will compute: cross in that one, not in a wider one."""
+    return x.to(computed_dtype(x))
+
+
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """The data type in which autocast computes a convolution of ``x``."""
     kind = x.device.type
     cast = torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64  # as autocast does
-    return x.to(torch.get_autocast_dtype(kind)) if cast else x
+    return torch.get_autocast_dtype(kind) if cast else x.dtype
 
 
 def thin(x: Tensor, strides: tuple[int, ...] | None) -> Tensor:
@@ -91,12 +103,11 @@ class _Mixing(Placed):
         """What the arithmetic sees: after the crossing, in plain order."""
         if self.gathering is not None:
             x = self.gathering(x, self.lane)
-            x = thin(x, self.strides) if self.gathering.strides is None else x
-        elif "gather" in self.way.crossings:
+            return thin(x, self.strides) if self.gathering.strides is None else x
+        if "gather" in self.way.crossings:
             x = self.way.before(as_computed(thin(x, self.strides)), self.lane)
-        else:
-            return self.way.before(self.in_plain_order(as_computed(thin(x, self.strides))), self.lane)
-        return x if self.source is None else crossing.reordered(x, self.source)
+            return x if self.source is None else crossing.reordered(x, self.source)
+        return self.way.before(self.in_plain_order(as_computed(thin(x, self.strides))), self.lane)
 
 
 class _Convolution(_Mixing):

@@ -47,7 +47,8 @@ class PlacedChannelShuffle(Placed, nn.ChannelShuffle):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c, ...] -> [N, c, ...]."""
-        return self.in_plain_order(x) if "shuffle" in self.way.crossings else x
+        shuffled = self.in_plain_order(x) if "shuffle" in self.way.crossings else x
+        return x.clone() if shuffled is x else shuffled  # never x itself: the next layer may work in place
 
 
 class PlacedConcat(Placed, Concat):

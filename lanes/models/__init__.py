@@ -1,4 +1,4 @@
-"""Plain single-device models; they import torch and einops, and nothing of ours outside this folder."""
+"""Plain single-device models; they import torch, and nothing of ours outside this folder."""
 
 from lanes.models.alexnet import AlexNet as AlexNet
 from lanes.models.alexnet import SmallAlexNet as SmallAlexNet

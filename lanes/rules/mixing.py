@@ -14,7 +14,15 @@ from lanes.tracing import Call, PlanError, Trace
 from lanes.ways import WAYS, WHOLE
 
 
-def mixing(call: Call, state: str, order: Order, lane_devices: int, final: bool, override: str | None) -> Step:
+def mixing(
+    call: Call,
+    state: str,
+    order: Order,
+    lane_devices: int,
+    final: bool,
+    override: str | None,
+    usual: str | None = None,
+) -> Step:
     """Place a convolution or linear layer.
 
     Args:
@@ -24,6 +32,7 @@ def mixing(call: Call, state: str, order: Order, lane_devices: int, final: bool,
         lane_devices: D.
         final: its output must be whole (the head).
         override: the way the user asks for.
+        usual: the way it is placed in training, taken where it can be.
 
     Raises:
         PlanError: if it cannot be placed exactly, or not as asked.
@@ -33,6 +42,8 @@ def mixing(call: Call, state: str, order: Order, lane_devices: int, final: bool,
         if override not in ways and override not in _all_ways(call, state, lane_devices):
             raise PlanError(f"{call.where}: cannot be placed as {override!r} here; it can be {' or '.join(ways)}")
         return step(call, override, lane_devices, order=order)
+    if usual in ways:
+        return step(call, usual, lane_devices, order=order)
     # At one lane device nothing is sent; the choice must not depend on that, so count as if there were two.
     best = min(ways, key=lambda way: cost([step(call, way, max(lane_devices, 2), order=_even(order, lane_devices))]))
     return step(call, best, lane_devices, order=order)
@@ -98,12 +109,13 @@ def gathered_once(
         lane_devices: D.
     """
     runs: dict[str, int] = {}
-    readers: dict[object, list[Call]] = {}
+    readers: dict[tuple[object, bool], list[Call]] = {}
     for call in traced.calls:
         if call.layer is not None:
             runs[call.where] = runs.get(call.where, 0) + 1
             if is_dense(call.layer) and steps[call.where].way in ("gather", "scatter_sum"):
-                readers.setdefault(call.inputs[0], []).append(call)
+                # What torch.no_grad gathers has no gradient to send back: not for the others.
+                readers.setdefault((call.inputs[0], call.outputs[0].requires_grad), []).append(call)
     changed: dict[str, Step] = {}
     for calls in readers.values():
         if len(calls) > 1 and all(runs[call.where] == 1 for call in calls):
@@ -140,7 +152,7 @@ class _Readers:
             found[call.where] = dataclasses.replace(
                 alone,
                 sent_forward=sent,
-                sent_backward=sent * read.requires_grad,
+                sent_backward=sent * read.requires_grad * call.outputs[0].requires_grad,
                 kept=inputs,
                 shares="" if first else self.gathering[0].where,
             )

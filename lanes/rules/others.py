@@ -1,10 +1,12 @@
 """Layers that mix no channels by weights: most stay; norms over many channels, and what re-orders channels, cross."""
 
+from typing import Any
+
 from torch import nn
 
 from lanes.glue import POOL
 from lanes.models import ChannelLayerNorm, LocalResponseNorm
-from lanes.ordering import Order, concatenated, flattened
+from lanes.ordering import PLAIN, Order, concatenated, flattened
 from lanes.rules.kinds import CHANNEL_NORMS, CHANNELWISE, DROPOUTS, REORDERING
 from lanes.rules.steps import Step, step
 from lanes.tracing import Call, PlanError
@@ -25,7 +27,7 @@ def other(call: Call, inputs: list[str], orders: list[Order], lane_devices: int,
     Raises:
         PlanError: if it cannot be placed exactly.
     """
-    kind = type(call.layer)
+    kind: Any = type(call.layer)
     if LANED not in inputs:
         return step(call, "whole", lane_devices)
     if lane_devices > 1:
@@ -41,6 +43,11 @@ def other(call: Call, inputs: list[str], orders: list[Order], lane_devices: int,
         return step(call, "stays", lane_devices, order=order, output_order=kept, pays=False)
     if final:
         return step(call, "stays+leave", lane_devices, order=order)
+    if kind in DROPOUTS and getattr(call.layer, "inplace") and order != PLAIN:  # noqa: B009
+        raise PlanError(
+            f"{call.where}: works in place on channels in order {str(order)!r}; use inplace=False, or put channels in "
+            "plain order first, by lanes.models.Concat() instead of torch.cat"
+        )
     if kind in CHANNEL_NORMS:
         return _channel_norm(call, order, lane_devices)
     if isinstance(call.layer, nn.PReLU) and call.layer.num_parameters == 1:

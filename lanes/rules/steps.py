@@ -22,7 +22,8 @@ class Step:
         output: state of the tensor it makes.
         sent_forward: elements that one lane device sends per image (all calls of the layer).
         sent_backward: the same, backward.
-        statistics: elements of statistics that it sends per image, forward and again backward, in 32 bits at least.
+        statistics: elements of statistics that it sends per image forward, in 32 bits at least.
+        statistics_backward: the same, backward.
         step_bytes: what it sends per training step whatever the batch: gradients of a weight that all lanes share.
         kept: elements of gathered inputs that are kept for backward, per image.
         parameters: number of parameters on each lane device.
@@ -38,6 +39,7 @@ class Step:
     sent_forward: float = 0
     sent_backward: float = 0
     statistics: float = 0
+    statistics_backward: float = 0
     step_bytes: float = 0
     kept: int = 0
     parameters: int = 0
@@ -68,6 +70,7 @@ class Step:
             sent_forward=self.sent_forward + other.sent_forward,
             sent_backward=self.sent_backward + other.sent_backward,
             statistics=self.statistics + other.statistics,
+            statistics_backward=self.statistics_backward + other.statistics_backward,
             step_bytes=self.step_bytes + other.step_bytes,
             kept=self.kept + other.kept,
         )
@@ -109,14 +112,16 @@ def step(
     dims = {"weight": way.weight_dim, "bias": way.bias_dim}
     read, made = call.inputs[0].shape, call.outputs[0].shape
     inputs, outputs = math.prod(thinned(read, thinning(module))[1:]), math.prod(made[1:])
-    input_grad = any(value.requires_grad for value in call.inputs)
+    # What runs without gradients (torch.no_grad) makes a tensor that needs none.
+    input_grad = any(value.requires_grad for value in call.inputs) and call.outputs[0].requires_grad
     owed = 0.0
     if pays and order != PLAIN and "gather" not in way.crossings:
         owed = order.sent(lane_devices) * (inputs // read[1])
     shared = 0.0
     if way_name == "shared":
         weight: Any = getattr(module, "weight")  # noqa: B009
-        shared = 2 * weight.numel() * weight.itemsize * weight.requires_grad * (lane_devices - 1) / lane_devices
+        learns = weight.requires_grad and call.outputs[0].requires_grad
+        shared = 2 * weight.numel() * weight.itemsize * learns * (lane_devices - 1) / lane_devices
     return Step(
         call.function,
         way_name,
@@ -125,6 +130,7 @@ def step(
         sent_forward=way.sent_forward(inputs, outputs, lane_devices) + owed,
         sent_backward=way.sent_backward(inputs * input_grad, outputs, lane_devices) + owed * input_grad,
         statistics=way.sent_statistics(statistics, lane_devices),
+        statistics_backward=way.sent_statistics(statistics, lane_devices) * input_grad,
         step_bytes=shared,
         kept=inputs if "gather" in way.crossings else 0,
         parameters=sum(size if dims[name] is None else size // lane_devices for name, size in sizes.items()),

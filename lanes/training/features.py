@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lanes import crossing
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
+from lanes.ordering import PLAIN
 from lanes.plans import Plan
 from lanes.ways import LANED
 from lanes.words import near
@@ -78,10 +79,13 @@ class FeatureWriter(BasePredictionWriter):
         lane, data = (axis(module.device_mesh, name) for name in (LANE_AXIS, DATA_AXIS))
         self._writes, self._replica = lane.index == 0, data.index
         laned = module.placed_by.layers[self.layer].output == LANED
+        order = module.placed_by.output_order(self.layer)
+        source = None if order == PLAIN else order.source(lane.size)
 
         def look(layer: nn.Module, args: object, output: Tensor) -> None:
             self._runs += 1
             whole = crossing.leave(output, lane) if laned else output
+            whole = whole if source is None else crossing.reordered(whole, source)
             if self._writes:  # a copy: the next layer may work in place
                 self._seen.append(whole.detach().to("cpu", torch.float32, copy=True).contiguous())
 

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from torch import nn
 
 from tests import networks
-from tests.crossing_networks import NETWORKS
+from tests.crossing_networks import NETWORKS, GateWithoutGradient, InPlaceBehindShuffle
 from tests.parity import Recipe, compare, compare_synchronised
 from tests.ranks import Ranks
 
@@ -77,3 +78,29 @@ def test_crossings_of_deep_networks(ranks: Ranks, measured: Callable[[str], None
     world, lane_devices = MESHES[mesh]
     errors, noise = ranks(compare, world, NETWORKS[net], SHAPES[2], lane_devices, Recipe(steps=4))[0]
     check(errors, noise, f"{net}, {mesh}", measured)
+
+
+def in_place_behind_no_shuffle() -> InPlaceBehindShuffle:
+    """In one group nothing is shuffled, but plain PyTorch returns a copy all the same."""
+    return InPlaceBehindShuffle(groups=1)
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "1x2", "1x4"])
+@pytest.mark.parametrize("net", [GateWithoutGradient, InPlaceBehindShuffle, in_place_behind_no_shuffle])
+def test_what_others_do_to_a_shared_tensor(
+    ranks: Ranks, measured: Callable[[str], None], mesh: str, net: Callable[[], nn.Module]
+) -> None:
+    world, lane_devices = MESHES[mesh]
+    errors, noise = ranks(compare, world, net, SHAPES[2], lane_devices, Recipe(steps=2))[0]
+    check(errors, noise, f"{net.__name__}, {mesh}", measured)
+
+
+def normed_images() -> nn.Module:
+    """Layer norm of a whole image returns channels outermost, whatever it reads: the mask behind it shows that."""
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(8, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm([8, 16, 16]), nn.Dropout(0.5), *head)
+
+
+def test_masks_behind_a_layer_norm_of_channels_last(ranks: Ranks, measured: Callable[[str], None]) -> None:
+    errors, noise = ranks(compare, 2, normed_images, SHAPES[2], 2, Recipe(steps=2), None, True)[0]
+    check(errors, noise, "layer norm, channels last", measured)

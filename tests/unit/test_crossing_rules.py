@@ -1,6 +1,7 @@
 """Where deep networks cross: gathers and re-orderings made once, norms, shared weights; and Megatron's bytes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 import lanes
 from lanes import PlanError
+from lanes.mesh import Axis
 from lanes.models import Concat
+from lanes.placement import _checked_layers
 from lanes.planning import lane_devices_of
-from tests.crossing_networks import NETWORKS, Factors, GatherOnce, Norms, Reordered
+from tests.crossing_networks import NETWORKS, Factors, GateWithoutGradient, GatherOnce, Norms, Reordered
 from tests.planned import plan_of, ways
 
 IMAGE = (2, 3, 16, 16)
@@ -309,3 +312,90 @@ def test_chains_pair_their_layers() -> None:
     longer = chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 1))
     logits = 2 * 4 * 4 / 2
     assert megatron(longer) == {"1": (8 * per_channel, 0), "2": (0, 8 * per_channel), "5": (logits, 0)}
+
+
+# ---- What others do to a tensor that is shared or out of order
+
+
+class Trunk(nn.Module):
+    """Two tensors of 8 channels, a layer that some glue uses, a dense layer, a head."""
+
+    def __init__(self, glue: Callable[[nn.Module, Tensor, Tensor], Tensor], layer: nn.Module, width: int = 16) -> None:
+        super().__init__()
+        self.one, self.two, self.layer, self.glue = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), layer, glue
+        self.dense, self.head = nn.Conv2d(width, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dense(self.glue(self, self.one(x), self.two(x))).mean((2, 3)))
+
+
+def dropped_in_place(net: nn.Module, one: Tensor, two: Tensor) -> Tensor:
+    x = torch.cat([one, two], 1)
+    net.layer(x)
+    return x
+
+
+def changed_through_a_view(net: nn.Module, one: Tensor, two: Tensor) -> Tensor:
+    y = net.layer(one)
+    one.flatten(1).mul_(2)
+    return torch.cat([y, one], 1)
+
+
+def test_dropout_in_place_on_channels_out_of_order_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"^layer: works in place on channels in order '8\+8'; .* lanes.models.Concat"):
+        plan_of(Trunk(dropped_in_place, nn.Dropout(0.5, inplace=True)), IMAGE)
+
+
+def test_a_change_through_a_view_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"changed in place through a view of it.*\(clone\)"):
+        plan_of(Trunk(changed_through_a_view, nn.Conv2d(8, 8, 1)), IMAGE)
+
+
+def test_readers_without_gradient_do_not_share_and_send_nothing_back() -> None:
+    plan = plan_of(GateWithoutGradient(), IMAGE)
+    found = {name: plan.layers[name] for name in ("first", "second")}
+    assert [layer.shares for layer in found.values()] == ["", ""]
+    assert [layer.sent_backward_bytes > 0 for layer in found.values()] == [False, True]
+
+
+def test_a_frozen_input_of_a_norm_sends_no_statistics_back() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(3, 12), nn.Conv2d(12, 4, 1), nn.Flatten(), nn.Linear(1024, 4))
+    net[0].requires_grad_(False)
+    norm = plan_of(net, IMAGE).layers["1"]
+    assert norm.sent_forward_bytes > 0
+    assert norm.sent_backward_bytes == 0
+
+
+def test_megatron_follows_the_way_to_the_last_output() -> None:
+    class TwoOutputs(GatherOnce):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.aside(x.mean((2, 3))), super().forward(x)
+
+    assert megatron(TwoOutputs()) == megatron(GatherOnce())
+
+
+EDITED: dict[str, tuple[type[nn.Module], str, dict[str, str]]] = {
+    "a sum that is left out": (Norms, "across", {"way": "stays"}),
+    "a layer norm that stays": (Norms, "pixel", {"way": "stays"}),
+    "a shuffle that nobody is told of": (Reordered, "shuffle1", {"way": "passes on"}),
+    "a shuffle that does not divide": (Reordered, "shuffle1", {"order": "18, shuffle 4"}),
+    "a gatherer that is not there": (GatherOnce, "a_short", {"shares": "nobody"}),
+    "a gatherer that gathers nothing": (GatherOnce, "a_short", {"shares": "bn"}),
+    "a shared slope that stays": (Factors, "shared", {"way": "stays"}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_edited_plans_are_refused_before_anything_moves(edit: str) -> None:
+    build, layer, change = EDITED[edit]
+    net = build()
+    plan = plan_of(net, IMAGE, lane_devices=4)
+    edited = replace(plan, layers={**plan.layers, layer: replace(plan.layers[layer], **change)})
+    lane = Axis(group=None, size=4, index=0)
+    with pytest.raises(ValueError, match=rf"^{layer}"):
+        _checked_layers(net, edited, lane)
+    _checked_layers(net, plan, lane)  # as it was planned it passes
