@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanes import crossing
-from lanes.layers.placed import Placed, at_least_float32, local
+from lanes.layers.placed import Placed, local
 from lanes.mesh import Axis
+from lanes.models.local_response_norm import at_least_float32
 
 
 class _BatchNorm(Placed):

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanes import crossing
-from lanes.layers.placed import Placed, at_least_float32, per_channel
+from lanes.layers.placed import Placed, per_channel
 from lanes.models import ChannelLayerNorm
+from lanes.models.local_response_norm import at_least_float32
 
 
 def _normalised(x: Tensor, mean_of: Callable[[Tensor], Tensor], eps: float) -> Tensor:

@@ -55,8 +55,3 @@ class Placed:
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
     """A vector [c] as it is added to, or multiplied with, ``like`` [N, c, ...]."""
     return values.view(-1, *[1] * (like.dim() - 2))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Statistics of half precision are computed in float32, as PyTorch's norms do."""
-    return x if x.dtype.itemsize >= 4 else x.float()

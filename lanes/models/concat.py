@@ -1,8 +1,8 @@
 """Concatenation of channels as a layer of its own.
 
 What is here: `Concat`, so that a plan and `print(model)` show where branches of a network are joined. What is kept
-out: devices. Concatenated laned tensors are laned in an order of their own: their channels have to move,
-and that is a crossing.
+out: devices. Concatenated laned tensors are laned in an order of their own: their channels have to move, and that is
+a crossing.
 
 Shapes: N batch, C channels.
 """

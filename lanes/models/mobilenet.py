@@ -111,7 +111,7 @@ class MobileNetV1(nn.Module):
         return logits
 
     def init_layer(self, name: str, layer: nn.Module) -> None:
-        """Sets the initial parameters of one layer, drawing from its device's default generator; as `AlexNet`'s."""
+        """Sets the initial parameters of one layer, drawing from its device's default generator (`init_he`)."""
         init_he(layer)
 
 
@@ -178,7 +178,7 @@ class MobileNetV2(nn.Module):
         return logits
 
     def init_layer(self, name: str, layer: nn.Module) -> None:
-        """Sets the initial parameters of one layer, drawing from its device's default generator; as `AlexNet`'s."""
+        """Sets the initial parameters of one layer, drawing from its device's default generator (`init_he`)."""
         init_he(layer)
 
 

@@ -23,7 +23,8 @@ _STAGE2_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 
 _STEM_CHANNELS = {0.25: 12, 0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48}
 """Scale -> output channels of the first convolution: those of the authors' code, which scales them by halves and whole
-numbers only. It has no 0.25; with 12 that comes to the 13 M multiply-adds of Table 2, with 6 to 11 M."""
+numbers only. It has no 0.25; with 12 that comes to the 13 M multiply-adds of Table 2 (13.2 to
+14.0 M for 1 to 4 groups, 15.7 M for 8), with 6 to 11 M."""
 
 _REPEATS = (4, 8, 4)
 """Units of stages 2 to 4; the first of each has stride 2."""
@@ -106,7 +107,7 @@ class ShuffleNetV1(nn.Module):
         return logits
 
     def init_layer(self, name: str, layer: nn.Module) -> None:
-        """Sets the initial parameters of one layer, drawing from its device's default generator; as `AlexNet`'s."""
+        """Sets the initial parameters of one layer, drawing from its device's default generator (`init_he`)."""
         init_he(layer)
 
 

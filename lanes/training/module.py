@@ -83,6 +83,8 @@ class Classifier(LightningModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must be from 0 to below 1, e.g. 0.1")
+        if channels_last and len(image_shape) != 3:
+            raise ValueError(f"channels_last=true is for images [C, H, W], not for {list(image_shape)}; leave it out")
         if init_skip and not init_from:
             raise ValueError(f"init_skip={init_skip} has no meaning without init_from")
         if compile_backend is not None:
