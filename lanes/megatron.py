@@ -57,11 +57,11 @@ def _all_reduced(value: Value, lane_devices: int) -> float:
 def _segments(traced: Trace) -> Iterator[tuple[Value, list[Call], Value]]:
     """What lies between two tensors through which everything passes: nothing made before is read behind them."""
     leading = _leading(traced)
-    if not leading:
+    read = next((call.inputs[0] for call in leading if call.inputs), None)  # the first call may make a constant
+    if read is None:
         return
     last_read = _last_reads(leading)
     live: set[Value] = set()
-    read = leading[0].inputs[0]
     calls: list[Call] = []
     for position, call in enumerate(leading):
         calls.append(call)
