@@ -2,6 +2,8 @@
 
 import sys
 
+from lanes.words import near
+
 VERBS = {
     "fit": "train a network, e.g.  lanes fit -c configs/photographs.yaml",
     "validate": "evaluate a checkpoint on the validation images",
@@ -73,11 +75,10 @@ def main(argv: list[str] | None = None) -> None:
         print(__version__)
         return
     if argv[0] not in VERBS:
-        import difflib  # noqa: PLC0415
-
-        match = difflib.get_close_matches(argv[0], VERBS, n=1)
-        hint = f"; did you mean {match[0]!r}?" if match else ""
-        print(f"lanes: error: there is no verb {argv[0]!r}{hint} (lanes --help lists them)", file=sys.stderr)
+        print(
+            f"lanes: error: there is no verb {argv[0]!r}{near(argv[0], VERBS)} (lanes --help lists them)",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     verb, args = argv[0], argv[1:]
     if verb in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(args):

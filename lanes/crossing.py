@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from lanes.channels import channel_dim, empty_stored_like, inverse, kept, reordered, selected
 from lanes.mesh import Axis
 
 Exchange = Callable[[Tensor, Axis], Tensor]
@@ -31,30 +32,13 @@ _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``x`` [N, C, ...] are innermost in memory."""
-    return x.dim() > 2 and x.stride(1) == 1 and x.shape[2:].numel() > 1
-
-
-def empty_stored_like(x: Tensor, channels: int) -> Tensor:
-    """An uninitialised [N, channels, ...] whose dimensions lie in memory in the order of ``x`` [N, C, ...]."""
-    shape = (x.shape[0], channels, *x.shape[2:])
-    order = (0, *range(2, x.dim()), 1) if channels_last(x) else tuple(range(x.dim()))
-    return torch.empty_permuted(shape, order, dtype=x.dtype, device=x.device)
-
-
-def _channel_dim(x: Tensor) -> int:
-    """The place of the channel dimension in memory order."""
-    return x.dim() - 1 if channels_last(x) else 1
-
-
 # Collectives want dense tensors in memory order: ``movedim(1, dim)`` is such a view. What a Function returns must not
 # be a view, or an in-place layer behind it would be refused: so results are allocated whole and written through one.
 
 
 def _all_gather(x: Tensor, lane: Axis) -> Tensor:
     """[N, c, ...] -> [N, C, ...]."""
-    dim = _channel_dim(x)
+    dim = channel_dim(x)
     stored = x.movedim(1, dim).contiguous()
     parts = stored.new_empty((lane.size, *stored.shape))
     _all_gather_single(parts.flatten(0, 1), stored, group=lane.group)
@@ -65,7 +49,7 @@ def _all_gather(x: Tensor, lane: Axis) -> Tensor:
 
 def _reduce_scatter(x: Tensor, lane: Axis) -> Tensor:
     """[N, C, ...], different on each device -> [N, c, ...], the own channels of the sum."""
-    dim = _channel_dim(x)
+    dim = channel_dim(x)
     parts = torch.stack(x.movedim(1, dim).chunk(lane.size, dim))
     own = empty_stored_like(x, x.shape[1] // lane.size)
     _reduce_scatter_single(own.movedim(1, dim), parts.flatten(0, 1), group=lane.group)
@@ -79,8 +63,8 @@ def _all_reduce(x: Tensor, axis: Axis) -> Tensor:
         dist.all_reduce(total, group=axis.group)
         return total
     total = empty_stored_like(x, x.shape[1])
-    stored = total.movedim(1, _channel_dim(x))
-    dist.all_reduce(stored.copy_(x.movedim(1, _channel_dim(x))), group=axis.group)
+    stored = total.movedim(1, channel_dim(x))
+    dist.all_reduce(stored.copy_(x.movedim(1, channel_dim(x))), group=axis.group)
     return total
 
 
@@ -115,6 +99,8 @@ def _mean(x: Tensor, data: Axis) -> Tensor:
 
 
 def _exchange(x: Tensor, along: Axis, here: Exchange, back: Exchange) -> Tensor:
+    if along.size == 1:
+        return x  # nobody to talk to: no copies
     result: Tensor = _Exchange.apply(x, along, here, back)
     return result
 
@@ -197,39 +183,15 @@ def shuffle(x: Tensor, source: Sequence[int], lane: Axis) -> Tensor:
     """
     if sorted(source) != list(range(x.shape[1] * lane.size)):
         raise ValueError(f"source must be a permutation of the {x.shape[1] * lane.size} channels, got {list(source)}")
+    if lane.size == 1:
+        return reordered(x, source)
     there = functools.partial(_all_to_all, tuple(source))
     return _exchange(x, lane, there, functools.partial(_shuffle_back, tuple(source)))
 
 
 def _shuffle_back(source: Sequence[int], x: Tensor, lane: Axis) -> Tensor:
     """The inverse of :func:`shuffle` with the same ``source``."""
-    return shuffle(x, sorted(range(len(source)), key=source.__getitem__), lane)
-
-
-def reordered(x: Tensor, source: Sequence[int]) -> Tensor:
-    """Re-order channels of [N, C, ...] that are all here: channel ``j`` of the result is channel ``source[j]``.
-
-    No bytes: what a dense layer that has gathered all channels does in place of a :func:`shuffle`.
-    """
-    return x.index_select(1, _indices(tuple(source), x.device))
-
-
-def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which remembers its results; not while torch.compile traces it, which keeps what it has traced."""
-    remembering = functools.lru_cache(maxsize=1024)(function)
-
-    @functools.wraps(function)
-    def either(*args: Any) -> Any:
-        return function(*args) if torch.compiler.is_compiling() else remembering(*args)
-
-    return either
-
-
-@_kept
-def _indices(channels: tuple[int, ...], device: torch.device) -> Tensor:
-    """Made once: a list as index would be copied to the device, and waited for, at every use."""
-    with torch.inference_mode(False):  # so that what an evaluation made serves training too
-        return torch.tensor(channels, dtype=torch.int64, device=device)
+    return shuffle(x, inverse(source), lane)
 
 
 @dataclass(frozen=True)
@@ -237,39 +199,36 @@ class _Routes:
     """Who sends what in an all-to-all, for one device: positions among its own channels, in the order of the devices.
 
     Attributes:
-        stays: own channels that stay.
-        settles: own result channels that they become.
         leaves: own channels that are sent, to device 0 first.
-        arrives: own result channels that are received, from device 0 first.
+        takes: for each own channel of the result its place among the own channels and, after them, those received.
         sent: how many go to each device.
         received: how many come from each.
+        arriving: how many come in all.
         any: whether any device sends anything.
     """
 
-    stays: tuple[int, ...]
-    settles: tuple[int, ...]
     leaves: tuple[int, ...]
-    arrives: tuple[int, ...]
+    takes: tuple[int, ...]
     sent: list[int]
     received: list[int]
+    arriving: int
     any: bool
 
 
-@_kept
+@kept
 def _routes(source: tuple[int, ...], size: int, index: int) -> _Routes:
     own = len(source) // size
     sends = [[c - index * own for c in source[d * own : (d + 1) * own] if c // own == index] for d in range(size)]
+    sends[index] = []
     mine = source[index * own : (index + 1) * own]
-    receives = [[j for j, c in enumerate(mine) if c // own == d] for d in range(size)]
-    stays, settles = sends[index], receives[index]
-    sends[index], receives[index] = [], []
+    arrives = [[c for c in mine if c // own == d and d != index] for d in range(size)]
+    place = {c: own + position for position, c in enumerate(c for channels in arrives for c in channels)}
     return _Routes(
-        tuple(stays),
-        tuple(settles),
-        tuple(c for channels in sends for c in channels),
-        tuple(j for channels in receives for j in channels),
-        [len(channels) for channels in sends],
-        [len(channels) for channels in receives],
+        leaves=tuple(c for channels in sends for c in channels),
+        takes=tuple(place.get(c, c - index * own) for c in mine),
+        sent=[len(channels) for channels in sends],
+        received=[len(channels) for channels in arrives],
+        arriving=len(place),
         any=any(c // own != j // own for j, c in enumerate(source)),
     )
 
@@ -277,12 +236,24 @@ def _routes(source: tuple[int, ...], size: int, index: int) -> _Routes:
 def _all_to_all(source: tuple[int, ...], x: Tensor, lane: Axis) -> Tensor:
     """[N, c, ...] -> [N, c, ...] re-ordered; the channels that stay are copied, not sent."""
     routes = _routes(source, lane.size, lane.index)
-    out = torch.empty_like(x)
-    out[:, _indices(routes.settles, x.device)] = x[:, _indices(routes.stays, x.device)]
-    if not routes.any:
-        return out
-    outgoing = x.movedim(1, 0)[_indices(routes.leaves, x.device)].contiguous()
-    incoming = outgoing.new_empty((len(routes.arrives), *outgoing.shape[1:]))
-    dist.all_to_all_single(incoming, outgoing, routes.received, routes.sent, group=lane.group)
-    out[:, _indices(routes.arrives, x.device)] = incoming.movedim(0, 1)
+    dim = channel_dim(x)
+    stored = x.movedim(1, dim)
+    if routes.any:
+        stored = torch.cat([stored, *_exchanged(stored, dim, routes, lane)], dim)
+    out = empty_stored_like(x, x.shape[1])
+    selected(stored, dim, routes.takes, out=out.movedim(1, dim))
     return out
+
+
+def _exchanged(stored: Tensor, dim: int, routes: _Routes, lane: Axis) -> list[Tensor]:
+    """The channels received, a tensor from each device that sends some, in the memory order of ``stored``."""
+    each = stored.numel() // stored.shape[dim]
+    leaving = selected(stored, dim, routes.leaves).split(routes.sent, dim)
+    outgoing = torch.cat([part.flatten() for part in leaving])
+    incoming = stored.new_empty(each * routes.arriving)
+    received, sent = ([each * count for count in counts] for counts in (routes.received, routes.sent))
+    dist.all_to_all_single(incoming, outgoing, received, sent, group=lane.group)
+    counts = [count for count in routes.received if count]
+    parts = incoming.split([each * count for count in counts])
+    shapes = ((*stored.shape[:dim], count, *stored.shape[dim + 1 :]) for count in counts)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

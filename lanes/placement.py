@@ -53,9 +53,10 @@ def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bo
         digests[name] = digest(*tensors)
         if layers[name].parameters or tensors:
             _distribute(module, layers[name].way, mesh, lane)
-        if becomes_placed(module, layers[name]):
+        if becomes_placed(module, layers[name], lane):
             become_placed(module, layers[name], lane, data, sync_batch_norm=sync_batch_norm)
-    gather_together(dict(model.named_modules()), layers)
+    if lane.size > 1:
+        gather_together(dict(model.named_modules()), layers)
     _check_built_alike(digests, lane, data)
     return model
 

@@ -146,8 +146,8 @@ def run_placed(
         optimizer.zero_grad()
         loss_of(outputs, targets).backward()
         if step == 0:
-            outcome.groups["outputs"] = _of_replicas(outputs, data)
-            outcome.groups["input gradients"] = _of_replicas(read.grad, data)
+            outcome.groups["outputs"] = of_replicas(outputs, data)
+            outcome.groups["input gradients"] = of_replicas(read.grad, data)
             outcome.groups["gradients"] = _gradients(net)
         torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
         optimizer.step()
@@ -159,7 +159,7 @@ def run_placed(
     return outcome
 
 
-def _of_replicas(tensor: Tensor, data: "lanes.mesh.Axis") -> Tensors:
+def of_replicas(tensor: Tensor, data: "lanes.mesh.Axis") -> Tensors:
     parts = [torch.empty_like(tensor) for _ in range(data.size)]
     torch.distributed.all_gather(parts, tensor.detach().contiguous(), group=data.group)
     return {str(replica): part for replica, part in enumerate(parts)}

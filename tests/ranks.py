@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,25 @@ def _serve(connection: Any, rank: int) -> None:
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
-            # A placed network and its hooks hold each other, and with them the groups, whose threads keep polling: a
-            # thousand of them, after as many tests, take a core for themselves.
-            gc.collect()
+            _let_go_of_groups()
         connection.send((result, failure, time.time()))
+
+
+def _let_go_of_groups() -> None:
+    """Frees the groups of a call, whose threads keep polling: a thousand, after as many tests, take a core.
+
+    A placed network and its hooks hold each other; DTensor's caches, which have no public way to be emptied, hold the
+    meshes of the tensors that they have seen.
+    """
+    with suppress(ImportError, AttributeError):  # private names, of torch 2.13
+        from torch.distributed.tensor import _redistribute  # noqa: PLC0415
+        from torch.distributed.tensor.debug import _clear_sharding_prop_cache  # noqa: PLC0415
+
+        _clear_sharding_prop_cache()
+        _redistribute._gen_transform_infos.cache_clear()
+        _redistribute.clear_redistribute_planner_cache()
+    gc.collect()
+    gc.freeze()  # what is left, the modules above all, is not looked through again: that takes longer than most tests
 
 
 class Ranks:

@@ -66,7 +66,7 @@ def become_placed(layer: nn.Module, plan: LayerPlan, lane: Axis, data: Axis, *, 
         placed.lanes = layer.lanes // lane.size
     if isinstance(layer, nn.GroupNorm) and plan.way in ("stays", "stays+leave"):
         placed.num_groups = layer.num_groups // lane.size
-    if strides is not None:
+    if strides is not None and lane.size > 1:
         placed.strides, placed.stride = strides, (1,) * len(strides)
     if isinstance(layer, BATCH_NORMS):
         placed.sync = sync_batch_norm
@@ -77,10 +77,10 @@ def become_placed(layer: nn.Module, plan: LayerPlan, lane: Axis, data: Axis, *, 
     placed.way_name, placed.lane, placed.data = plan.way, lane, data
 
 
-def becomes_placed(layer: nn.Module, plan: LayerPlan) -> bool:
-    """Whether a layer is to become a placed one; without parameters and on whole tensors it runs as it is."""
+def becomes_placed(layer: nn.Module, plan: LayerPlan, lane: Axis) -> bool:
+    """Whether a layer is to become a placed one; without parameters it need not on whole tensors, or on one device."""
     has_parameters = next(layer.parameters(recurse=False), None) is not None or isinstance(layer, BATCH_NORMS)
-    return type(layer) in PLACED and (has_parameters or plan.output != WHOLE)
+    return type(layer) in PLACED and (has_parameters or (plan.output != WHOLE and lane.size > 1))
 
 
 def gather_together(layers: Mapping[str, nn.Module], plans: Mapping[str, LayerPlan]) -> None:

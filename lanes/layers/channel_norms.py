@@ -37,7 +37,7 @@ class PlacedGroupNorm(Placed, nn.GroupNorm):
         """[N, C or c, ...] -> the same shape."""
         x = self.in_plain_order(x)
         weight, bias = self.own(self.weight), self.own(self.bias)
-        if "sum" not in self.way.crossings:
+        if not self.sums:
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
         y = _normalised(x, self._mean_over_group, self.eps)
         y = y if weight is None else y * per_channel(weight, y)
@@ -62,7 +62,7 @@ class PlacedLayerNorm(Placed, nn.LayerNorm):
         """[N, C or c, ...] -> the same shape, with channels outermost in memory as PyTorch's: masks depend on that."""
         x = self.in_plain_order(x).contiguous()
         weight, bias = self.own(self.weight), self.own(self.bias)
-        if "sum" not in self.way.crossings:
+        if not self.sums:
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
         y = _normalised(x, self._mean_over_image, self.eps)
         y = y if weight is None else y * weight
@@ -88,6 +88,6 @@ class PlacedChannelLayerNorm(Placed, ChannelLayerNorm):
 
     def _mean_over_channels(self, values: Tensor) -> Tensor:
         """[N, C or c, ...] -> [N, 1, ...]."""
-        if "sum" not in self.way.crossings:
+        if not self.sums:
             return values.mean(1, keepdim=True)
         return crossing.sum(values.sum(1, keepdim=True), self.lane) / (values.shape[1] * self.lane.size)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lanes import crossing
+from lanes import channels
 from lanes.layers.placed import Placed
 
 
@@ -31,7 +31,7 @@ class _Dropout(Placed):
 
     def _ones(self, x: Tensor) -> Tensor:
         """Ones of the plain tensor's shape, data type and memory format, which decide the numbers that are drawn."""
-        return crossing.empty_stored_like(x, x.shape[1] * self.lane.size).fill_(1)
+        return channels.empty_stored_like(x, x.shape[1] * self.lane.size).fill_(1)
 
 
 class PlacedDropout(_Dropout, nn.Dropout):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lanes import crossing
+from lanes import channels, crossing
 from lanes.layers.placed import Placed, per_channel
 from lanes.mesh import Axis
 from lanes.models import GroupedLinear
@@ -25,7 +25,7 @@ class Gathering:
     Args:
         readers: how many layers read the tensor.
         strides: of the places that all of them read; None if one of them reads every place.
-        source: puts the channels in plain order (`crossing.reordered`); None if they are.
+        source: puts the channels in plain order (`channels.reordered`); None if they are.
     """
 
     def __init__(self, readers: int, strides: tuple[int, ...] | None, source: tuple[int, ...] | None) -> None:
@@ -42,7 +42,7 @@ class Gathering:
             self._read, self._left, self._whole = x, self.readers, None
         if self._whole is None or self._how != how:
             whole = crossing.gather(as_computed(thin(x, self.strides)), lane)
-            self._whole = whole if self.source is None else crossing.reordered(whole, self.source)
+            self._whole = whole if self.source is None else channels.reordered(whole, self.source)
             self._how = how
         self._left -= 1
         whole = self._whole
@@ -94,7 +94,7 @@ class _Mixing(Placed):
         way, weight, bias = self.way, self.own(self.weight), self.own(self.bias)
         assert weight is not None
         x = self._reads(x)
-        if not way.bias_after:
+        if not way.bias_after or self.lane.size == 1:
             return way.after(self._arithmetic(x, weight, bias), self.lane)
         x = way.after(self._arithmetic(x, weight, None), self.lane)
         return x if bias is None else x + per_channel(bias.to(x.dtype), x)
@@ -106,7 +106,7 @@ class _Mixing(Placed):
             return thin(x, self.strides) if self.gathering.strides is None else x
         if "gather" in self.way.crossings:
             x = self.way.before(as_computed(thin(x, self.strides)), self.lane)
-            return x if self.source is None else crossing.reordered(x, self.source)
+            return x if self.source is None else channels.reordered(x, self.source)
         return self.way.before(self.in_plain_order(as_computed(thin(x, self.strides))), self.lane)
 
 

@@ -45,6 +45,11 @@ class Placed:
         """How the layer is placed."""
         return WAYS[self.way_name]
 
+    @property
+    def sums(self) -> bool:
+        """Whether statistics are summed over several lane devices."""
+        return "sum" in self.way.crossings and self.lane.size > 1
+
     def extra_repr(self) -> str:
         """The plain layer's, and how it is placed."""
         plain = super().extra_repr()  # type: ignore[misc]

@@ -11,13 +11,13 @@ Shapes: N batch, C all channels, H W pixels.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_counts, did_you_mean
 from lanes.models.grouped_linear import GroupedLinear
 from lanes.models.initial_weights import init_normal, without_drawing
 from lanes.models.local_response_norm import LocalResponseNorm
@@ -110,9 +110,7 @@ class _EightLayers(nn.Module):
         init_normal(layer, std=self._sizes.weight_stds.get(name), bias=float(name in self._sizes.one_biases))
 
     def _build(self, sizes: _Sizes, *, num_classes: int, lanes: int, cross: Sequence[str], dropout: float) -> None:
-        for argument, value in (("num_classes", num_classes), ("in_channels", sizes.in_channels)):
-            if value < 1:
-                raise ValueError(f"{argument} must be at least 1, got {value}")
+        check_counts(num_classes=num_classes, in_channels=sizes.in_channels)
         check_lanes(sizes.channels, lanes)
         check_cross(cross)
         self.lanes = lanes
@@ -285,6 +283,5 @@ def check_cross(cross: Sequence[str]) -> None:
         raise ValueError(f"cross must be a list of layer names, got the single string {cross!r}")
     for name in cross:
         if name not in CROSSABLE:
-            near = difflib.get_close_matches(str(name), CROSSABLE, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, CROSSABLE)
             raise ValueError(f"cross: no layer {name!r} that may cross{hint} (allowed: {', '.join(CROSSABLE)})")

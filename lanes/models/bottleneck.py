@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_choice, check_counts
 from lanes.models.concat import Concat
 
 _TRANSFORM = ("conv1", "bn1", "relu1", "conv2", "bn2", "relu2")
@@ -76,7 +77,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         check_counts(in_channels=in_channels, width=width, out_channels=out_channels, groups=groups, stride=stride)
         check_choice("strided", strided, ("conv2", "conv1"))
-        check_choice("form", form, tuple(_PATH_LAYERS))
+        check_choice("form", form, _PATH_LAYERS)
         if width % groups:
             raise ValueError(
                 f"a 3x3 of {width} channels does not divide into {groups} groups; "
@@ -165,19 +166,6 @@ def carry_weights(source: nn.Module, target: nn.Module) -> None:
         start = f"{prefix}." if prefix else ""
         state |= {f"{start}paths.{index}.{layer}.{kind}": part for index, part in enumerate(parts)}
     target.load_state_dict(state)
-
-
-def check_counts(**counts: int) -> None:
-    """Raises ValueError unless all are whole numbers of at least 1."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-
-
-def check_choice(argument: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raises ValueError unless value is one of the allowed ones."""
-    if value not in allowed:
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _transform(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_counts
 from lanes.models.local_response_norm import at_least_float32
 
 
@@ -42,8 +43,7 @@ class ChannelLayerNorm(nn.Module):
 
     def __init__(self, num_channels: int, eps: float = 1e-6, affine: bool = True) -> None:
         super().__init__()
-        if not isinstance(num_channels, int) or num_channels < 1:
-            raise ValueError(f"ChannelLayerNorm: num_channels must be a whole number >= 1, got {num_channels!r}")
+        check_counts("ChannelLayerNorm", num_channels=num_channels)
         self.num_channels = num_channels
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(num_channels)) if affine else None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lanes.models.alexnet import CROSSABLE, check_cross, check_lanes, fully_connected
+from lanes.models.arguments import check_counts
 from lanes.models.initial_weights import init_normal, without_drawing
 from lanes.models.local_response_norm import LocalResponseNorm
 from lanes.models.map_response_norm import MapResponseNorm
@@ -79,9 +80,7 @@ class CudaConvnet2AlexNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if value < 1:
-                raise ValueError(f"{argument} must be at least 1, got {value}")
+        check_counts(num_classes=num_classes, in_channels=in_channels)
         check_lanes(_CHANNELS, lanes)
         check_cross(cross)
         self.lanes = lanes

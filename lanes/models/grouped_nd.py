@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_counts
 from lanes.models.initial_weights import init_he, initialise, without_drawing
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 3: nn.Conv3d}
@@ -150,10 +151,7 @@ class VolumeNet(_FourConvolutions):
 
 def _check(image_shape: tuple[int, ...], *, channels: int, groups: int, num_classes: int) -> None:
     """Raises ValueError for numbers from which no network can be built."""
-    numbers = {"num_classes": num_classes, "in_channels": image_shape[0], "channels": channels, "groups": groups}
-    for argument, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{argument} must be a whole number of at least 1, got {value!r}")
+    check_counts(num_classes=num_classes, in_channels=image_shape[0], channels=channels, groups=groups)
     if channels % groups:
         usable = [number for number in range(1, channels + 1) if channels % number == 0]
         raise ValueError(f"conv2: {channels} channels do not divide over {groups} groups; use one of {usable}")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_counts
+
 
 class LayerScale(nn.Module):
     """Multiplies every channel by a learned factor, which starts near zero: a deep network starts as the identity.
@@ -31,8 +33,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, num_channels: int, initial: float = 1e-6) -> None:
         super().__init__()
-        if not isinstance(num_channels, int) or num_channels < 1:
-            raise ValueError(f"LayerScale: num_channels must be a whole number of at least 1, got {num_channels!r}")
+        check_counts("LayerScale", num_channels=num_channels)
         self.num_channels = num_channels
         self.initial = initial
         self.weight = nn.Parameter(torch.empty(num_channels))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lanes.models.arguments import check_counts
+
 
 class LocalResponseNorm(nn.Module):
     """Divides each activation by a power of the mean square of its neighbours among the channels of its lane.
@@ -45,9 +47,7 @@ class LocalResponseNorm(nn.Module):
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, lanes: int = 1) -> None:
         super().__init__()
-        for name, value in (("size", size), ("lanes", lanes)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"LocalResponseNorm: {name} must be a whole number of at least 1, got {value!r}")
+        check_counts("LocalResponseNorm", size=size, lanes=lanes)
         self.size = size
         self.alpha = alpha
         self.beta = beta

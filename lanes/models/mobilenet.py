@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_choice, check_counts, check_reaches
 from lanes.models.initial_weights import init_he, initialise, without_drawing
 
 _V1_BLOCKS = (
@@ -246,15 +247,8 @@ def _fewer_strides(published: Sequence[int], total_stride: int) -> list[int]:
 
 def _check(num_classes: int, in_channels: int, width_multiplier: float, image_size: int, total_stride: int) -> None:
     """Raises ValueError for arguments out of range."""
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", image_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    check_counts(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     if not 0 < width_multiplier < math.inf:
         raise ValueError(f"width_multiplier must be a positive number, e.g. 0.5, got {width_multiplier}")
-    if total_stride not in (1, 2, 4, 8, 16, 32):
-        raise ValueError(f"total_stride must be 1, 2, 4, 8, 16 or 32, got {total_stride}")
-    if image_size < total_stride:
-        raise ValueError(
-            f"image_size must be at least total_stride, got {image_size} pixels and {total_stride}; "
-            "use larger images or a smaller total_stride"
-        )
+    check_choice("total_stride", total_stride, (1, 2, 4, 8, 16, 32))
+    check_reaches(image_size, total_stride)

@@ -12,7 +12,6 @@ Shapes: N batch, C all channels, H W pixels.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_choice, check_counts, did_you_mean
 from lanes.models.initial_weights import init_he, init_normal, initialise, without_drawing
 
 _LAYERS = {  # layer -> its channels, its window in pixels
@@ -85,11 +85,8 @@ class NetworkInNetwork(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if value < 1:
-                raise ValueError(f"{argument} must be at least 1, got {value}")
-        if root not in _ROOTS:
-            raise ValueError(f"root must be one of {', '.join(map(str, _ROOTS))}, got {root!r}")
+        check_counts(num_classes=num_classes, in_channels=in_channels)
+        check_choice("root", root, _ROOTS)
         self.image_shape = (in_channels, 32, 32)
         layers = {**_widened(width), "conv3c": (num_classes, 1)}
         of_groups = {"conv2a": root, "conv3a": max(1, root // 2), **(groups or {})}
@@ -156,9 +153,7 @@ def _check_groups(groups: Mapping[str, int], channels: dict[str, int]) -> None:
     read_by = {name: channels[before] for before, name in itertools.pairwise(channels)}
     for name, count in groups.items():
         if name not in read_by:
-            near = difflib.get_close_matches(str(name), read_by, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"groups: no layer {name!r}{hint} (there are {', '.join(read_by)})")
+            raise ValueError(f"groups: no layer {name!r}{did_you_mean(name, read_by)} (there are {', '.join(read_by)})")
         common = math.gcd(read_by[name], channels[name])
         if not isinstance(count, int) or count < 1 or common % count:
             usable = [number for number in range(1, common + 1) if common % number == 0]

@@ -6,7 +6,6 @@ networks themselves (a file each), and how configurations write a name (named.py
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from lanes.models.alexnet import AlexNet, SmallAlexNet
+from lanes.models.arguments import did_you_mean
 from lanes.models.cuda_convnet2 import CudaConvnet2AlexNet
 from lanes.models.grouped_nd import SignalNet, VolumeNet
 from lanes.models.mobilenet import MobileNetV1, MobileNetV2
@@ -190,7 +190,7 @@ def entry(name: str) -> Entry:
         ValueError: there is no such name; says which is near.
     """
     if name not in ENTRIES:
-        raise ValueError(f"there is no network {name!r}{_near(name, names())} (lanes models lists them)")
+        raise ValueError(f"there is no network {name!r}{did_you_mean(name, ENTRIES)} (lanes models lists them)")
     return ENTRIES[name]
 
 
@@ -208,13 +208,6 @@ def build(name: str, **arguments: Any) -> nn.Module:
     possible = found.arguments
     for argument in arguments:
         if argument not in possible:
-            raise ValueError(
-                f"{name} has no argument {argument!r}{_near(argument, list(possible))} (it has {', '.join(possible)})"
-            )
+            hint = did_you_mean(argument, possible)
+            raise ValueError(f"{name} has no argument {argument!r}{hint} (it has {', '.join(possible)})")
     return found.factory(**{**found.fixed, **arguments})
-
-
-def _near(word: str, words: list[str]) -> str:
-    """A hint at the word that was probably meant, or ''."""
-    match = difflib.get_close_matches(str(word), words, n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""

@@ -20,7 +20,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lanes.models.bottleneck import Bottleneck, check_choice, check_counts
+from lanes.models.arguments import check_choice, check_counts
+from lanes.models.bottleneck import Bottleneck
 from lanes.models.initial_weights import init_he, initialise, without_drawing
 
 EQUAL_COST_WIDTHS = {1: 64, 2: 40, 4: 24, 8: 14, 32: 4}
@@ -88,7 +89,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(num_classes=num_classes, in_channels=in_channels, cardinality=cardinality, root=root)
-        check_choice("depth", depth, tuple(_BLOCKS))
+        check_choice("depth", depth, _BLOCKS)
         if cardinality != 1 and root != 1:
             raise ValueError(f"cardinality {cardinality} and root {root} both set the groups; leave one of them at 1")
         self.image_shape = (in_channels, 224, 224)

@@ -15,6 +15,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_choice, check_counts, check_reaches
 from lanes.models.concat import Concat
 from lanes.models.initial_weights import init_he, initialise, without_drawing
 
@@ -79,7 +80,11 @@ class ShuffleNetV1(nn.Module):
         total_stride: int = 32,
     ) -> None:
         super().__init__()
-        _check(num_classes, groups, scale, in_channels, image_size, total_stride)
+        check_counts(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+        check_choice("groups", groups, _STAGE2_CHANNELS)
+        check_choice("scale", scale, _STEM_CHANNELS)
+        check_choice("total_stride", total_stride, (8, 16, 32))
+        check_reaches(image_size, total_stride)
         self.image_shape = (in_channels, image_size, image_size)
         widths = [int(scale * _STAGE2_CHANNELS[groups] * 2**stage) for stage in range(len(_REPEATS))]
         stem = _STEM_CHANNELS[scale]
@@ -183,23 +188,3 @@ def _branch(
             norm3=nn.BatchNorm2d(out_channels),
         )
     )
-
-
-def _check(num_classes: int, groups: int, scale: float, in_channels: int, image_size: int, total_stride: int) -> None:
-    """Raises ValueError for arguments out of range."""
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", image_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-    if groups not in _STAGE2_CHANNELS:
-        raise ValueError(
-            f"groups must be one of {list(_STAGE2_CHANNELS)}, whose channels the paper gives, got {groups}"
-        )
-    if scale not in _STEM_CHANNELS:
-        raise ValueError(f"scale must be one of {list(_STEM_CHANNELS)}, got {scale}")
-    if total_stride not in (8, 16, 32):
-        raise ValueError(f"total_stride must be 8, 16 or 32, got {total_stride}")
-    if image_size < total_stride:
-        raise ValueError(
-            f"image_size must be at least total_stride, got {image_size} pixels and {total_stride}; "
-            "use larger images or a smaller total_stride"
-        )

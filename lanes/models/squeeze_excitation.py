@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lanes.models.arguments import check_counts
+
 
 class SqueezeExcitation(nn.Module):
     """Multiplies every channel by a number between 0 and 1 that two dense layers make of the means of all channels.
@@ -32,9 +34,7 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("squeezed", squeezed)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"SqueezeExcitation: {name} must be a whole number of at least 1, got {value!r}")
+        check_counts("SqueezeExcitation", channels=channels, squeezed=squeezed)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
         self.activation = nn.ReLU(inplace=True)

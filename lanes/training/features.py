@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lanes import crossing
+from lanes import channels, crossing
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
 from lanes.ordering import PLAIN
 from lanes.plans import Plan
@@ -85,7 +85,7 @@ class FeatureWriter(BasePredictionWriter):
         def look(layer: nn.Module, args: object, output: Tensor) -> None:
             self._runs += 1
             whole = crossing.leave(output, lane) if laned else output
-            whole = whole if source is None else crossing.reordered(whole, source)
+            whole = whole if source is None else channels.reordered(whole, source)
             if self._writes:  # a copy: the next layer may work in place
                 self._seen.append(whole.detach().to("cpu", torch.float32, copy=True).contiguous())
 

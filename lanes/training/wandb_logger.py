@@ -7,7 +7,6 @@ Kept out: tables and matplotlib figures (they cost the training thread 0.6 s to 
 synchronously) and uploads of checkpoints (a run folder can be uploaded whole, later, with ``wandb sync``).
 """
 
-import difflib
 import logging
 import math
 import os
@@ -26,6 +25,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from PIL import Image
+
+from lanes.words import near
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline", "disabled")
@@ -286,8 +287,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 def _check_arguments(save_dir: Path, mode: str, project: str, run_id: str | None) -> None:
     if mode not in MODES:
-        near = difflib.get_close_matches(str(mode).lower(), MODES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = near(str(mode).lower(), MODES)
         raise ValueError(f"mode={mode!r} is not a logging mode{hint} (allowed: {', '.join(MODES)})")
     for name, text in (("project", project), ("run_id", run_id)):
         if text is not None and (not text.strip() or set(FORBIDDEN) & set(text)):

@@ -26,7 +26,7 @@ from lanes.planning import lane_devices_of
 from lanes.rules.kinds import LAYERS
 from lanes.ways import WAYS
 from tests.distributed.test_traffic import strict
-from tests.parity import Outcome, Recipe, _of_replicas, loss_of, relative_error, run_plain, whole
+from tests.parity import Outcome, Recipe, loss_of, of_replicas, relative_error, run_plain, whole
 from tests.random_networks import Case, RandomNetwork, draw
 from tests.random_refusals import REASONS
 from tests.ranks import Ranks
@@ -113,8 +113,8 @@ def train_placed(net: RandomNetwork, plan: Plan, result: Result) -> Outcome:
         if step == 0:
             result.sent = forward.sent_bytes.total(), backward.sent_bytes.total()
             result.calls = forward.calls, backward.calls
-            outcome.groups["outputs"] = _of_replicas(outputs, data)
-            outcome.groups["input gradients"] = _of_replicas(read.grad, data)
+            outcome.groups["outputs"] = of_replicas(outputs, data)
+            outcome.groups["input gradients"] = of_replicas(read.grad, data)
             outcome.groups["gradients"] = {n: whole(p.grad) for n, p in placed.named_parameters()}
         for mine, parameter in zip(own, placed.parameters(), strict=True):
             mine.grad, parameter.grad = parameter.grad.to_local(), None

@@ -30,7 +30,7 @@ CASES = {
     "an unknown layer to picture": (["--trainer.callbacks.layer", "conv9"], ["conv9", "conv1"]),
     "a layer that cannot be placed": (
         ["--model.net", "tests.integration.networks.WithLayerNorm"],
-        ["norm", "LayerNorm", "cannot be placed"],
+        ["norm", "LayerNorm over [62, 62]", "ChannelLayerNorm"],
     ),
     "a setting that the optimizer has not": (
         ["--model.parameter_groups", '[{match: "*.bias", settings: {momentumm: 0.5}}]'],

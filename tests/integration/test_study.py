@@ -16,7 +16,7 @@ SIZES = {"num_train": 16, "num_val": 20, "batch_size": 16, "image_size": 32}
 def test_a_study_trains_what_is_missing(tmp_path: Path) -> None:
     results = tmp_path / "results.csv"
     results.write_text(f"{HEAD}\n{FINISHED}\n")
-    keys = ["--data", "lanes.training.Photographs", "--trainer.max_epochs", "1"]
+    keys = ["--data", "lanes.training.Photographs", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1.0"]
     keys += [word for name, value in SIZES.items() for word in (f"--data.init_args.{name}", str(value))]
     answer = subprocess.run(
         [sys.executable, "scripts/study", "shuffle", "--seeds", "1", "--out", tmp_path, "--", *keys],

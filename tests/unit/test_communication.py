@@ -22,6 +22,7 @@ from lanes.analysis.communication import (
     planned,
     summed,
 )
+from lanes.analysis.pages import rewritten
 from tests.unit.test_scripts import load
 
 DOCS = Path(__file__).parents[2] / "docs" / "communication.md"
@@ -171,11 +172,11 @@ def test_a_difference_is_told(script: ModuleType) -> None:
     assert script.row(wrong).endswith("| DIFFERS |")
 
 
-def test_tables_are_put_between_markers(script: ModuleType) -> None:
+def test_tables_are_put_between_markers() -> None:
     text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n"
-    assert script.rewritten(text, {"x": "new"}) == "a\n<!-- x:begin -->\nnew\n<!-- x:end -->\nb\n"
-    with pytest.raises(SystemExit, match="y:begin"):
-        script.rewritten(text, {"y": "new"})
+    assert rewritten(text, {"x": "new"}) == "a\n<!-- x:begin -->\nnew\n<!-- x:end -->\nb\n"
+    with pytest.raises(ValueError, match="y:begin"):
+        rewritten(text, {"y": "new"})
 
 
 def test_refusals_share_a_line(script: ModuleType) -> None:

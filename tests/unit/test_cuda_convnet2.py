@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import lanes
 from lanes.models import AlexNet, CudaConvnet2AlexNet, LocalResponseNorm, MapResponseNorm
+from tests.building import check_deferred_building, on_meta
 
 # One lane of layers-imagenet-2gpu-model.cfg, in its order: layer, its inputs' channels (both lanes' where they meet),
 # window, stride, filters, initW, initB, and what it makes of 224x224 pixels, as [channels, side] of one lane.
@@ -29,11 +30,6 @@ ORDER = """conv1 norm1 pool1 relu1 conv2 relu2 norm2 cnorm2 pool2 conv3 relu3 co
     fc6 relu6 drop6 fc7 relu7 drop7 fc8""".split()
 
 
-def on_meta(**arguments) -> CudaConvnet2AlexNet:
-    with torch.device("meta"):
-        return CudaConvnet2AlexNet(**arguments)
-
-
 def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes [C, ...] that the layers make, in the order in which they run."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -50,7 +46,7 @@ def net() -> CudaConvnet2AlexNet:
 
 
 def test_the_layers_run_in_the_order_of_the_configuration() -> None:
-    assert list(shapes_of(on_meta())) == ORDER
+    assert list(shapes_of(on_meta(CudaConvnet2AlexNet))) == ORDER
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -59,7 +55,7 @@ def test_convolutions(net: CudaConvnet2AlexNet, name: str) -> None:
     layer = net.get_submodule(name)
     assert layer.weight.shape == (2 * filters, channels, window, window)
     assert layer.stride == (stride, stride)
-    assert shapes_of(on_meta())[name] == (2 * filters, side, side)
+    assert shapes_of(on_meta(CudaConvnet2AlexNet))[name] == (2 * filters, side, side)
     assert layer.weight.std().item() == pytest.approx(std, rel=0.02)
     assert abs(layer.weight.mean().item()) < 0.03 * std
     assert layer.bias.unique().tolist() == [bias]
@@ -84,7 +80,7 @@ def test_head(net: CudaConvnet2AlexNet) -> None:
 
 
 def test_pools_and_norms() -> None:
-    net = on_meta()
+    net = on_meta(CudaConvnet2AlexNet)
     shapes = shapes_of(net)
     for name, (channels, side) in POOLS.items():
         pool = net.get_submodule(name)
@@ -94,7 +90,7 @@ def test_pools_and_norms() -> None:
         assert type(norm) is LocalResponseNorm
         assert (norm.size, norm.alpha, norm.beta, norm.k, norm.lanes) == (5, 1e-4, 0.75, 2.0, 2)
     assert (net.cnorm2.size, net.cnorm2.alpha, net.cnorm2.beta, net.cnorm2.k) == (5, 1e-3, 0.75, 1.0)
-    assert on_meta(map_window=9).cnorm2.size == 9
+    assert on_meta(CudaConvnet2AlexNet, map_window=9).cnorm2.size == 9
 
 
 def test_lanes_meet_where_the_configuration_says() -> None:
@@ -106,21 +102,12 @@ def test_lanes_meet_where_the_configuration_says() -> None:
 def test_checkpoints_of_alexnet_fit() -> None:
     with torch.device("meta"):
         theirs = AlexNet().state_dict()
-    ours = on_meta().state_dict()
+    ours = on_meta(CudaConvnet2AlexNet).state_dict()
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
 def test_meta_then_init_layer_equals_building_at_once() -> None:
-    torch.manual_seed(3)
-    at_once = CudaConvnet2AlexNet(num_classes=10)
-    after = torch.get_rng_state()
-    deferred = on_meta(num_classes=10)
-    torch.manual_seed(3)
-    for name, layer in deferred.named_children():
-        layer.to_empty(device="cpu")
-        deferred.init_layer(name, layer)
-    assert torch.equal(after, torch.get_rng_state())
-    torch.testing.assert_close(deferred.state_dict(), at_once.state_dict(), rtol=0, atol=0)
+    check_deferred_building(CudaConvnet2AlexNet, num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -128,15 +115,15 @@ def test_meta_then_init_layer_equals_building_at_once() -> None:
     [
         ({"lanes": 3}, r"conv2: 256 channels do not divide over 3 lanes; use one of \[1, 2, 4, 8, 16, 32\]"),
         ({"cross": ("conv6",)}, "no layer 'conv6' that may cross"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
+        ({"in_channels": 0}, "in_channels must be a whole number of at least 1, got 0"),
         ({"map_window": 4}, "size must be an odd whole number of at least 1, got 4"),
         ({"dropout": -1.0}, "dropout probability"),
     ],
 )
 def test_refuses_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        on_meta(**arguments)
+        on_meta(CudaConvnet2AlexNet, **arguments)
 
 
 def same_map_norm(x: Tensor, size: int, scale: float, power: float, min_div: float) -> Tensor:

@@ -10,14 +10,10 @@ from torch import nn
 from lanes.grouping import grouping_report
 from lanes.models import SignalNet, VolumeNet
 from lanes.planning import lane_devices_of
+from tests.building import check_deferred_building, loss_after, on_meta
 
 BOTH = pytest.mark.parametrize("model", [SignalNet, VolumeNet])
 SMALL = {SignalNet: {"length": 16, "channels": 8}, VolumeNet: {"size": 8, "channels": 8}}
-
-
-def on_meta(model: type[nn.Module], **arguments) -> Any:
-    with torch.device("meta"):
-        return model(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -70,30 +66,12 @@ def test_lanes_divide_over_their_groups(model: type[nn.Module], groups: int) -> 
 def test_it_learns(model: type[nn.Module]) -> None:
     torch.manual_seed(0)
     net = model(num_classes=4, **SMALL[model])
-    inputs, labels = torch.randn(8, *net.image_shape), torch.arange(8) % 4
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(inputs), labels)
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.2  # chance is ln 4 = 1.39
+    assert loss_after(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), steps=40) < 0.2
 
 
 @BOTH
 def test_meta_then_init_layer_equals_building_at_once(model: type[nn.Module]) -> None:
-    torch.manual_seed(3)
-    at_once = model(**SMALL[model])
-    after_building = torch.get_rng_state()
-    deferred = on_meta(model, **SMALL[model])
-    assert torch.equal(after_building, torch.get_rng_state())
-    torch.manual_seed(3)
-    for name, layer in deferred.named_children():
-        if list(layer.parameters()):
-            layer.to_empty(device="cpu")
-            deferred.init_layer(name, layer)
-    assert torch.equal(after_building, torch.get_rng_state())
-    torch.testing.assert_close(dict(deferred.named_parameters()), dict(at_once.named_parameters()), rtol=0, atol=0)
+    check_deferred_building(model, **SMALL[model])
 
 
 def test_arguments_of_data() -> None:

@@ -7,13 +7,9 @@ from torch import Tensor, nn
 
 from lanes.grouping import grouping_report
 from lanes.models import MobileNetV1, MobileNetV2
+from tests.building import check_deferred_building, loss_after, on_meta, randomised
 
 BOTH = pytest.mark.parametrize("model", [MobileNetV1, MobileNetV2])
-
-
-def on_meta(model: type[nn.Module], **arguments) -> nn.Module:
-    with torch.device("meta"):
-        return model(**arguments)
 
 
 def map_sizes(net: nn.Module, layers: nn.Sequential) -> list[tuple[int, ...]]:
@@ -115,15 +111,6 @@ def test_v2_has_torchvisions_names() -> None:
     assert shapes["classifier.1.weight"] == (1000, 1280)
 
 
-def randomised(layer: nn.Module) -> nn.Module:
-    """The layer in float64 and evaluation mode, with statistics and weights that are not 0 and 1."""
-    torch.manual_seed(0)
-    for name, tensor in layer.double().eval().state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in name else torch.randn_like(tensor))
-    return layer
-
-
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, **window: int) -> Tensor:
     mean, var, weight, bias = (getattr(norm, name) for name in ("running_mean", "running_var", "weight", "bias"))
     return F.batch_norm(F.conv2d(x, conv.weight, **window), mean, var, weight, bias, eps=norm.eps)
@@ -192,14 +179,7 @@ def test_small_images_have_fewer_strides(model: type[nn.Module], total_stride: i
 def test_small_networks_learn(model: type[nn.Module], total_stride: int) -> None:
     torch.manual_seed(0)
     net = model(num_classes=4, width_multiplier=0.25, image_size=32, total_stride=total_stride, dropout=0.0)
-    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(25):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(images), labels)
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.4  # chance is ln 4 = 1.39
+    assert loss_after(net, torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9), steps=25) < 0.4
 
 
 # --- building
@@ -207,19 +187,7 @@ def test_small_networks_learn(model: type[nn.Module], total_stride: int) -> None
 
 @BOTH
 def test_meta_then_init_layer_equals_building_at_once(model: type[nn.Module]) -> None:
-    torch.manual_seed(3)
-    at_once = model(width_multiplier=0.25, num_classes=10)
-    after_building = torch.get_rng_state()
-    deferred = on_meta(model, width_multiplier=0.25, num_classes=10)
-    assert all(parameter.is_meta for parameter in deferred.parameters())
-    assert torch.equal(after_building, torch.get_rng_state())
-    torch.manual_seed(3)
-    for name, layer in deferred.named_modules():
-        if next(layer.parameters(recurse=False), None) is not None:
-            layer.to_empty(device="cpu", recurse=False)
-            deferred.init_layer(name, layer)
-    assert torch.equal(after_building, torch.get_rng_state())
-    torch.testing.assert_close(dict(deferred.named_parameters()), dict(at_once.named_parameters()), rtol=0, atol=0)
+    check_deferred_building(model, width_multiplier=0.25, num_classes=10)
 
 
 @BOTH
@@ -238,7 +206,7 @@ def test_arguments_of_data(model: type[nn.Module]) -> None:
         ({"in_channels": 1.5}, r"in_channels must be a whole number of at least 1, got 1\.5"),
         ({"width_multiplier": 0}, r"width_multiplier must be a positive number, e\.g\. 0\.5, got 0"),
         ({"width_multiplier": float("nan")}, "width_multiplier must be a positive number"),
-        ({"total_stride": 12}, "total_stride must be 1, 2, 4, 8, 16 or 32, got 12"),
+        ({"total_stride": 12}, "total_stride must be one of 1, 2, 4, 8, 16, 32, got 12"),
         ({"image_size": 28}, "got 28 pixels and 32; use larger images or a smaller total_stride"),
         ({"dropout": 1.5}, "dropout probability"),
     ],

@@ -6,13 +6,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lanes.models import AlexNet, GroupedLinear, LocalResponseNorm, SmallAlexNet
+from tests.building import on_meta
 
 UNCROSSED = {"conv2", "conv3", "conv4", "conv5", "fc6", "fc7"}
-
-
-def on_meta(model: type[nn.Module], **arguments) -> nn.Module:
-    with torch.device("meta"):
-        return model(**arguments)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -194,8 +190,8 @@ def test_grouped_linear_refuses() -> None:
         ({"width": 0.3}, r"conv1: width 0.3 of (96|48) kernels is .*use a multiple of 1/"),
         ({"width": 1e-12}, "not a positive whole number"),
         ({"width": float("nan")}, "width must be a positive number"),
-        ({"num_classes": 0}, "num_classes must be at least 1"),
-        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1"),
+        ({"in_channels": 0}, "in_channels must be a whole number of at least 1, got 0"),
         ({"dropout": 1.5}, "dropout probability"),
     ],
 )

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from lanes.grouping import grouping_report
 from lanes.models import NetworkInNetwork
+from tests.building import check_deferred_building, loss_after, on_meta
 
 # rootdata/nincifar{,_root_s,_tree_s,_col_s}.csv of github.com/yanii/phd-thesis: groups of conv2a and conv3a, multiply-
 # adds (with one for each of the 1,418 biases), parameters.
@@ -29,23 +29,18 @@ PUBLISHED = {
 }
 
 
-def on_meta(**arguments) -> NetworkInNetwork:
-    with torch.device("meta"):
-        return NetworkInNetwork(**arguments)
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_those_of_the_thesis(name: str) -> None:
     conv2a, conv3a, multiply_adds, parameters = PUBLISHED[name]
     by_layer = {"groups": {"conv2a": conv2a, "conv3a": conv3a}}
-    report = grouping_report(on_meta(**({"root": conv2a} if name.startswith("root") else by_layer)))
+    report = grouping_report(on_meta(NetworkInNetwork, **({"root": conv2a} if name.startswith("root") else by_layer)))
     biases = sum(layer.biases for layer in report.layers.values())
     assert biases == 1_418
     assert (report.multiply_adds + biases, report.parameters) == (multiply_adds, parameters)
 
 
 def test_root_8_has_the_published_shares() -> None:
-    original, root8 = grouping_report(on_meta()), grouping_report(on_meta(root=8))
+    original, root8 = grouping_report(on_meta(NetworkInNetwork)), grouping_report(on_meta(NetworkInNetwork, root=8))
     assert round(100 * root8.parameters / original.parameters, 1) == 32.6
     assert round(100 * root8.multiply_adds / original.multiply_adds, 1) == 46.4
     assert {name: layer.groups for name, layer in root8.layers.items() if layer.groups > 1} == {
@@ -56,7 +51,7 @@ def test_root_8_has_the_published_shares() -> None:
 
 
 def test_maps_have_32_16_and_8_pixels() -> None:
-    net, sides = on_meta(), {}
+    net, sides = on_meta(NetworkInNetwork), {}
     for name, layer in net.named_children():
         layer.register_forward_hook(lambda layer, args, y, name=name: sides.update({name: y.shape[-1]}))
     assert net(torch.empty(2, *net.image_shape, device="meta")).shape == (2, 10)
@@ -67,7 +62,7 @@ def test_maps_have_32_16_and_8_pixels() -> None:
 
 
 def test_pools_reach_over_the_edge_without_counting_what_is_not_there() -> None:
-    net = on_meta()
+    net = on_meta(NetworkInNetwork)
     assert isinstance(net.pool1, nn.MaxPool2d)
     assert isinstance(net.pool2, nn.AvgPool2d)
     ones = torch.ones(1, 1, 16, 16)
@@ -76,17 +71,17 @@ def test_pools_reach_over_the_edge_without_counting_what_is_not_there() -> None:
 
 
 def test_a_relu_follows_every_convolution() -> None:
-    kinds = [type(layer) for layer in on_meta().children()]
+    kinds = [type(layer) for layer in on_meta(NetworkInNetwork).children()]
     assert kinds.count(nn.Conv2d) == 9
     assert all(kinds[i + 1] is nn.ReLU for i, kind in enumerate(kinds) if kind is nn.Conv2d)
 
 
 def test_batch_norm_stands_behind_every_convolution_but_the_last() -> None:
-    names = [name for name, _ in on_meta(batch_norm=True).named_children()]
+    names = [name for name, _ in on_meta(NetworkInNetwork, batch_norm=True).named_children()]
     norms = [name for name in names if name.startswith("norm")]
     assert norms == [f"norm{stage}{step}" for stage in "123" for step in "abc"][:-1]
     assert all(names[names.index(norm) - 1] == norm.replace("norm", "conv") for norm in norms)
-    assert grouping_report(on_meta(batch_norm=True)).other_parameters == 2 * 1_408
+    assert grouping_report(on_meta(NetworkInNetwork, batch_norm=True)).other_parameters == 2 * 1_408
 
 
 def test_weights_start_by_the_inputs_of_their_group() -> None:
@@ -100,38 +95,18 @@ def test_weights_start_by_the_inputs_of_their_group() -> None:
 
 
 def test_meta_then_init_layer_equals_building_at_once() -> None:
-    arguments = {"root": 8, "width": 0.25, "batch_norm": True}
-    torch.manual_seed(3)
-    at_once = NetworkInNetwork(**arguments)
-    after_building = torch.get_rng_state()
-    deferred = on_meta(**arguments)
-    assert all(parameter.is_meta for parameter in deferred.parameters())
-    assert torch.equal(after_building, torch.get_rng_state())
-    torch.manual_seed(3)
-    for name, layer in deferred.named_children():
-        if list(layer.parameters()):
-            layer.to_empty(device="cpu")
-            deferred.init_layer(name, layer)
-    assert torch.equal(after_building, torch.get_rng_state())
-    torch.testing.assert_close(dict(deferred.named_parameters()), dict(at_once.named_parameters()), rtol=0, atol=0)
+    check_deferred_building(NetworkInNetwork, root=8, width=0.25, batch_norm=True)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_it_learns(batch_norm: bool) -> None:
     torch.manual_seed(0)
     net = NetworkInNetwork(num_classes=4, root=4, width=0.125, batch_norm=batch_norm, dropout=0.0)
-    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(images), labels)
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.4  # chance is ln 4 = 1.39
+    assert loss_after(net, torch.optim.Adam(net.parameters(), lr=3e-3), steps=60) < 0.4
 
 
 def test_arguments_of_data() -> None:
-    net = on_meta(num_classes=7, in_channels=1, dropout=0.25, width=0.5)
+    net = on_meta(NetworkInNetwork, num_classes=7, in_channels=1, dropout=0.25, width=0.5)
     assert net.image_shape == (1, 32, 32)
     assert net(torch.empty(2, 1, 32, 32, device="meta")).shape == (2, 7)
     assert [layer.p for layer in net.modules() if isinstance(layer, nn.Dropout)] == [0.25, 0.25]
@@ -149,11 +124,11 @@ def test_arguments_of_data() -> None:
         ({"groups": {"conv3a": 0}}, "conv3a: .* do not divide over 0 groups"),
         ({"width": 0.3}, r"conv1a: width 0.3 of 192 channels is .*use a multiple of 1/32"),
         ({"width": 0.0}, "width must be a positive number, got 0.0"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
+        ({"in_channels": 0}, "in_channels must be a whole number of at least 1, got 0"),
         ({"dropout": 1.5}, "dropout probability"),
     ],
 )
 def test_it_refuses_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        on_meta(**arguments)
+        on_meta(NetworkInNetwork, **arguments)

@@ -14,6 +14,7 @@ from lanes.models import Named, build, names
 from lanes.models.named import Arguments
 from lanes.models.registry import ENTRIES
 from lanes.models.resnet import EQUAL_COST_WIDTHS, ResNet
+from tests.building import check_deferred_building, on_meta
 
 PARAMETERS = {
     "alexnet": 60_965_224,
@@ -64,18 +65,13 @@ PARAMETERS = {
 }
 
 
-def on_meta(name: str, **arguments) -> Any:
-    with torch.device("meta"):
-        return build(name, **arguments)
-
-
 def test_the_table_names_them_all() -> None:
     assert names() == list(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_network_builds_and_runs_forward_and_backward(name: str) -> None:
-    net = on_meta(name)
+    net = on_meta(build, name)
     assert sum(parameter.numel() for parameter in net.parameters()) == PARAMETERS[name]
     images = torch.empty(2, *net.image_shape, device="meta", requires_grad=True)
     logits = net(images)
@@ -87,7 +83,7 @@ def test_every_network_builds_and_runs_forward_and_backward(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name.endswith("_cifar")])
 def test_small_networks_read_32_pixels_and_ten_classes(name: str) -> None:
-    net = on_meta(name)
+    net = on_meta(build, name)
     assert net.image_shape == (3, 32, 32)
     assert ENTRIES[name].arguments["num_classes"] == 10
     if name != "resnext29_8x64d_cifar":  # the paper's
@@ -96,28 +92,20 @@ def test_small_networks_read_32_pixels_and_ten_classes(name: str) -> None:
 
 def test_resnexts_of_equal_cost_are_named() -> None:
     for cardinality, width in EQUAL_COST_WIDTHS.items():
-        net = on_meta(f"resnext50_{cardinality}x{width}d")
+        net = on_meta(build, f"resnext50_{cardinality}x{width}d")
         assert (net.layer1[0].conv2.groups, net.layer1[0].conv2.out_channels) == (cardinality, cardinality * width)
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v1_g4_cifar", "resnext11_8x4d_cifar", "signal_net"])
 def test_meta_then_init_layer_equals_building_at_once(name: str) -> None:
-    torch.manual_seed(3)
-    at_once = build(name)
-    torch.manual_seed(3)
-    deferred = on_meta(name)
-    for module_name, module in deferred.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            module.to_empty(device="cpu", recurse=False)
-            deferred.init_layer(module_name, module)
-    torch.testing.assert_close(dict(deferred.named_parameters()), dict(at_once.named_parameters()), rtol=0, atol=0)
+    check_deferred_building(build, name)
 
 
 def test_arguments_come_before_what_the_name_stands_for() -> None:
-    assert on_meta("nin_root8").conv2a.groups == 8
-    assert on_meta("nin_root8", root=4).conv2a.groups == 4
-    assert on_meta("mobilenet_v2", num_classes=7).classifier[1].out_features == 7
-    assert on_meta("resnext50_32x4d", in_channels=1).image_shape == (1, 224, 224)
+    assert on_meta(build, "nin_root8").conv2a.groups == 8
+    assert on_meta(build, "nin_root8", root=4).conv2a.groups == 4
+    assert on_meta(build, "mobilenet_v2", num_classes=7).classifier[1].out_features == 7
+    assert on_meta(build, "resnext50_32x4d", in_channels=1).image_shape == (1, 224, 224)
     assert ENTRIES["nin_root8"].arguments["root"] == 8  # the entry is as it was
 
 

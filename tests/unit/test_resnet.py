@@ -7,11 +7,7 @@ from torch import nn
 import lanes
 from lanes.models import CifarResNeXt, ResNet
 from lanes.models.resnet import EQUAL_COST_WIDTHS
-
-
-def on_meta(model: type[nn.Module], **arguments) -> nn.Module:
-    with torch.device("meta"):
-        return model(**arguments)
+from tests.building import check_deferred_building, on_meta
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -224,19 +220,7 @@ def test_the_report_shows_what_every_grouped_layer_saves(arguments: dict, groups
     ],
 )
 def test_meta_then_init_layer_equals_building_at_once(model: type[nn.Module], arguments: dict) -> None:
-    torch.manual_seed(3)
-    at_once = model(**arguments)
-    after_building = torch.get_rng_state()
-    deferred = on_meta(model, **arguments)
-    assert torch.equal(after_building, torch.get_rng_state())
-    assert all(parameter.is_meta for parameter in deferred.parameters())
-    torch.manual_seed(3)
-    for name, layer in deferred.named_modules():
-        if next(layer.parameters(recurse=False), None) is not None:
-            layer.to_empty(device="cpu", recurse=False)
-            deferred.init_layer(name, layer)
-    assert torch.equal(after_building, torch.get_rng_state())  # the constructor draws the numbers of init_layer only
-    torch.testing.assert_close(deferred.state_dict(), at_once.state_dict(), rtol=0, atol=0)
+    check_deferred_building(model, **arguments)
 
 
 def test_a_seed_gives_the_weights_that_it_always_gave() -> None:

@@ -118,3 +118,18 @@ def test_curves_read_what_lightning_writes(tmp_path: Path) -> None:
     assert curves.smooth([(0, 1.0), (1, 2.0), (2, 6.0)], width=3) == [(0, 1.5), (1, 3.0), (2, 4.0)]
     curves.draw({"run": tmp_path}, "title", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_parity_tells_error_noise_and_refusals() -> None:
+    parity = load("parity")
+    cells = {
+        "nin": dict.fromkeys(parity.MESHES, "2e-13 (4e-13)"),
+        "shufflenet_v1_g3": {"1x1": "0e+00 (1e-13)", **dict.fromkeys(("1x2", "1x4", "2x2"), "refused: conv: no")},
+    }
+    lines = parity.table(cells).splitlines()
+    assert lines[0] == "| network | 1x1 | 1x2 | 1x4 | 2x2 |"
+    assert lines[3] == "| `shufflenet_v1_g3` | 0e+00 (1e-13) | refused | refused | refused |"
+    assert lines[-1] == "- `shufflenet_v1_g3`: conv: no"
+    measured = "nin                    1x2  outputs         error 2.0e-13   one-ulp noise of the plain model 4.1e-13"
+    assert parity.MEASURED.match(measured).groups() == ("nin", "1x2", "outputs", "2.0e-13", "4.1e-13")
+    assert parity.REFUSED.match("nin  1x4  refused: conv2a: 3 do not divide; use 1")[3].startswith("conv2a: 3")

@@ -6,14 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lanes.models import ChannelLayerNorm, Concat, DropPath, LayerScale, SqueezeExcitation
+from tests.building import on_meta
 
 HALVES = [torch.float16, torch.bfloat16]
 SPATIAL = [(), (5,), (4, 3), (2, 3, 2)]
-
-
-def on_meta(layer: type[nn.Module], *arguments: float) -> nn.Module:
-    with torch.device("meta"):
-        return layer(*arguments)
 
 
 def gradients(function, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,7 +183,7 @@ def test_refused_server_falls_back_to_offline(tmp_path: Path, probe: bool) -> No
         WANDB_API_KEY="0" * 40,
     )
     seconds = float(done.stdout.split("SECONDS ")[1].split()[0])
-    assert seconds < (3 if probe else 12)
+    assert seconds < 30  # wandb alone would try for 90
     (folder,) = _folders(done.stdout)
     assert folder.name.startswith("offline-run-")
     assert len(done.stderr.splitlines()) == 1, done.stderr
