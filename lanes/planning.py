@@ -40,7 +40,9 @@ def plan(
         example: a batch of inputs [N, C, ...] (numbers do not matter; may be on "meta").
         lane_devices: D.
         override: layer name -> way (see :data:`lanes.ways.WAYS`), where the cheaper one is not wanted.
-        dtype: the data type in which crossings are sent, if not the example's (autocast: ``torch.bfloat16``).
+        dtype: the data type in which crossings are sent, if not the example's (autocast: ``torch.bfloat16``). Channels
+            that are re-ordered are counted in it too, though autocast may hold them in a wider one where no convolution
+            reads them.
 
     Raises:
         PlanError: a layer or operation that cannot be placed exactly: names it, the numbers and the way out.

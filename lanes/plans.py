@@ -90,7 +90,10 @@ class Plan:
 
     @property
     def sent_bytes(self) -> float:
-        """What one lane device sends per image and training step, forward and backward."""
+        """What one lane device sends per image and training step, forward and backward.
+
+        Where channels are re-ordered the busiest device counts, layer by layer: then no device sends more.
+        """
         return sum(layer.sent_forward_bytes + layer.sent_backward_bytes for layer in self.layers.values())
 
     @property

@@ -78,5 +78,11 @@ def last_to_leave(traced: Trace, value: Value, leaving: set[str]) -> str:
         call = producers[value]
         if type(call.layer) in (*MIXING, *BATCH_NORMS) and call.where not in leaving:
             return call.where
+        if len(set(call.inputs)) > 1:
+            raise PlanError(
+                f"the model's output {list(call.outputs[0].shape)} is made by {call.function.strip('_')} of "
+                f"{len(set(call.inputs))} tensors, of which each lane device holds its own channels only; end in a "
+                "dense layer"
+            )
         value = call.inputs[0]
     raise PlanError("the model's output is laned and no layer before it can make it whole; end in a dense layer")

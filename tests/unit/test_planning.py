@@ -432,3 +432,16 @@ def test_meta_and_real_models_have_the_same_plan() -> None:
         net = SmallAlexNet(lanes=4)
     assert lanes.plan(net, torch.empty(2, 3, 64, 64, device="meta"), lane_devices=2) == real
     assert dataclasses.asdict(real)["lane_devices"] == 2
+
+
+def test_a_forward_may_begin_with_a_constant() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shift = torch.full((1, 1, 1, 1), 0.5)
+            return self.head(self.conv(x - shift).mean((2, 3)))
+
+    assert ways(plan_of(Shifted())) == {"conv": "enter", "head": "leave_sum"}

@@ -189,6 +189,20 @@ def test_a_grouped_layer_on_the_image_alone_cannot_be_made_whole() -> None:
         plan_of(nn.Conv2d(4, 8, 1, groups=4), (2, 4, 8, 8))
 
 
+def test_a_sum_of_laned_tensors_cannot_be_made_whole() -> None:
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return torch.relu(x + self.branch(x))
+
+    with pytest.raises(PlanError, match=r"output \[2, 8, 8, 8\] is made by add of 2 tensors, .*; end in a dense layer"):
+        plan_of(Backbone())
+
+
 def test_a_layer_called_by_keyword_is_refused() -> None:
     class ByKeyword(Again):
         def forward(self, x: Tensor) -> Tensor:
