@@ -29,7 +29,7 @@ CASES = {
     "an unknown class": (["--model.net", "lanes.models.AlexNett"], ["AlexNett", "did you mean 'AlexNet'"]),
     "an unknown layer to picture": (["--trainer.callbacks.layer", "conv9"], ["conv9", "conv1"]),
     "a layer that cannot be placed": (
-        ["--model.net", "tests.integration.networks.WithLayerNorm"],
+        ["--model.net", "tests.integration.networks.WithLayerNorm", "--trainer.strategy.lane_devices", "2"],
         ["norm", "LayerNorm over [62, 62]", "ChannelLayerNorm"],
     ),
     "a setting that the optimizer has not": (
