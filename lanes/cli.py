@@ -13,6 +13,7 @@ VERBS = {
     "check": "compare the placed network with the plain one on this mesh and data, in float64",
     "features": "write a layer's outputs for every image:  lanes features -c CONFIG CHECKPOINT --layer NAME",
     "models": "list the networks that have a name:  lanes models;  all about one:  lanes models resnext50_32x4d",
+    "report": "show runs on one page, live or as a file:  lanes report RUN [RUN ...] -o report.html",
 }
 
 
@@ -88,6 +89,11 @@ def main(argv: list[str] | None = None) -> None:
         from lanes.listing import run as show_models  # noqa: PLC0415
 
         show_models(args)
+        return
+    if verb == "report":
+        from lanes.report.command import run as report  # noqa: PLC0415
+
+        report(args)
         return
     from lanes.training.commands import run  # noqa: PLC0415  (imports Lightning, which takes seconds)
 

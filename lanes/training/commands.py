@@ -82,6 +82,9 @@ class LanesCLI(LightningCLI):
         self._add_arguments_of_the_verb(parser)
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
 
+        # Of every verb, since all of them read the configuration of a training.
+        parser.add_argument("--report", type=bool, default=False, help="end fit by writing the run's page, report.html")
+
     def _add_arguments_of_the_verb(self, parser: LightningArgumentParser) -> None:
         if self.verb == "plan":
             parser.add_argument("--save", type=str, default=None, help="also write the plan to this YAML file")
@@ -177,7 +180,7 @@ class LanesCLI(LightningCLI):
     @rank_zero_only
     def after_fit(self) -> None:
         """Say how it went and where everything is."""
-        print(fit_results(self.trainer))
+        print(fit_results(self.trainer, report=self.config[self.subcommand].report))
 
     @rank_zero_only
     def after_predict(self) -> None:

@@ -11,11 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lanes import channels, crossing
+from lanes.analysis.recording import whole_layer
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
-from lanes.ordering import PLAIN
 from lanes.plans import Plan
-from lanes.ways import LANED
 from lanes.words import near
 
 PART_BYTES = 256 * 2**20
@@ -78,14 +76,10 @@ class FeatureWriter(BasePredictionWriter):
         self.check(module.placed_by)
         lane, data = (axis(module.device_mesh, name) for name in (LANE_AXIS, DATA_AXIS))
         self._writes, self._replica = lane.index == 0, data.index
-        laned = module.placed_by.layers[self.layer].output == LANED
-        order = module.placed_by.output_order(self.layer)
-        source = None if order == PLAIN else order.source(lane.size)
 
         def look(layer: nn.Module, args: object, output: Tensor) -> None:
             self._runs += 1
-            whole = crossing.leave(output, lane) if laned else output
-            whole = whole if source is None else channels.reordered(whole, source)
+            whole = whole_layer(output, self.layer, module.placed_by, lane)
             if self._writes:  # a copy: the next layer may work in place
                 self._seen.append(whole.detach().to("cpu", torch.float32, copy=True).contiguous())
 

@@ -5,10 +5,18 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lanes.report import write_report
 
 
-def fit_results(trainer: Trainer) -> str:
-    """A few lines: accuracy, checkpoints, log, pictures."""
+def fit_results(trainer: Trainer, *, report: bool = False) -> str:
+    """A few lines: accuracy, checkpoints, log, pictures.
+
+    Args:
+        trainer: after training.
+        report: also write the run's page from its log, report.html.
+    """
     folder = Path(trainer.default_root_dir)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     names = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
@@ -35,14 +43,23 @@ def fit_results(trainer: Trainer) -> str:
         else:
             remark = f"  ({names.get(monitor, monitor)} {_shown(monitor, float(score))})"
             places.append(("best checkpoint", checkpoint.best_model_path, remark))
-    places += [
-        ("log", getattr(trainer.logger, "run_folder", None), ""),
-        ("filter pictures", folder / "filters", ""),
-    ]
+    log = getattr(trainer.logger, "run_folder", None)
+    places += [("log", log, ""), ("filter pictures", folder / "filters", "")]
+    if report and log:
+        places.append(("report", _written_report(log, folder / "report.html"), ""))
     for label, place, remark in places:
         if place and Path(place).exists():
             lines.append(f"{label + ':':17}{near_path(place)}{remark}")
     return "\n".join(lines)
+
+
+def _written_report(log: Path, page: Path) -> Path:
+    """The page, or the one that an earlier run of this folder left: training does not fail by it."""
+    try:
+        write_report([log], page)
+    except ValueError as error:
+        rank_zero_warn(f"no report: {error}")
+    return page
 
 
 def _shown(metric: str, value: float) -> str:
