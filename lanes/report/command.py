@@ -15,7 +15,7 @@ from lanes.report.serving import LiveRuns, Server
 DESCRIPTION = "Show runs on one page: the lanes' pictures, curves and numbers, step by step; two or more runs compared."
 EPILOG = """RUN is a run's folder (.../wandb/offline-run-...), the folder that a training wrote (runs/photographs/1), or
 a folder of such. Nothing is fetched from outside, and no account is needed; a run that was killed is shown up to what
-wandb had written (it writes every 15 s)."""
+wandb had written (within a second or, with other settings, 15)."""
 
 
 def run(args: Sequence[str]) -> None:

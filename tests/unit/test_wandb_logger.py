@@ -6,10 +6,7 @@ wandb keeps its state per process, so every scenario runs as its own script in i
 import argparse
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -17,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lanes.training.wandb_logger import LanesLogger, _answers, _plain
+from lanes.training.hyperparameters import plain
+from lanes.training.wandb_logger import LanesLogger
+from lanes.training.wandb_mode import answers
+from tests.wandb_processes import read_run, run
 
 PRELUDE = """
-import json, logging, os, signal, sys, time
+import json, logging, os, pickle, signal, sys, time
 from pathlib import Path
 from PIL import Image
 from lanes.training import wandb_logger
@@ -31,66 +31,19 @@ def cores():
     tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
     pids = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
     return [pid for pid in pids if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+def kill_core():
+    # Until the process is dead its socket takes rows, on a busy machine for longer than any sleep.
+    (core,) = cores()
+    os.kill(core, signal.SIGKILL)
+    os.waitid(os.P_PID, core, os.WEXITED | os.WNOWAIT)
 """
 
 
-def _environment(home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_", "NETRC"))}
-    kept = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
-    home.mkdir(exist_ok=True)
-    return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1"}
-
-
-def _run(tmp_path: Path, body: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script to its end without a terminal, in a home folder without accounts."""
-    script = tmp_path / "scenario.py"
-    script.write_text(PRELUDE + textwrap.dedent(body))
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=_environment(tmp_path / "home") | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=45)
-    finally:
-        _end_group(process)
-    assert process.returncode == 0, out + err
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def _end_group(process: subprocess.Popen) -> None:
-    """End what this test started and what that started: they share a process group of their own."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _read(folder: Path, tmp_path: Path) -> tuple[list[dict], dict]:
-    """History rows and configuration of a run on disk, read by the command that comes with wandb."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        env=_environment(tmp_path / "home") | {"WANDB_ERROR_REPORTING": "false"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=20)
-    finally:
-        _end_group(process)
-    assert process.returncode == 0, err
-    records = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    configs = [record["config"] for record in records if record["type"] == "config"]
-    return history, {key: value for config in configs for key, value in config.get("update", {}).items()}
+def _run(tmp_path: Path, body: str, **environment: str) -> tuple[str, str]:
+    """What a script says on stdout and stderr; it runs to its end in a home folder without accounts."""
+    (tmp_path / "scenario.py").write_text(PRELUDE + textwrap.dedent(body))
+    return run([tmp_path / "scenario.py"], tmp_path, **environment)
 
 
 def _folders(out: str) -> list[Path]:
@@ -104,7 +57,7 @@ def _closed_port() -> int:
 
 
 def test_offline_run_is_readable_again(tmp_path: Path) -> None:
-    done = _run(
+    out, words = _run(
         tmp_path,
         """
         logger = LanesLogger(save_dir="here/there", name="try", mode="offline", run_id="fixed7")
@@ -113,6 +66,7 @@ def test_offline_run_is_readable_again(tmp_path: Path) -> None:
         for step in range(5):
             logger.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
         logger.log_metrics({"bad": {"set": {1}}, "worse": object()}, step=5)
+        assert pickle.loads(pickle.dumps(logger)).version == "fixed7"  # as for processes that a strategy spawns
         picture = Image.new("RGB", (16, 8), "red")
         logger.log_picture("filters/lane0/features.conv1", picture, step=4, caption="two lanes")
         logger.finalize("success")
@@ -125,10 +79,10 @@ def test_offline_run_is_readable_again(tmp_path: Path) -> None:
             print("FOLDER", folder)
         """,
     )
-    first, second = _folders(done.stdout)
+    first, second = _folders(out)
     assert first.parent == tmp_path / "here" / "there" / "wandb"
     assert first.name.endswith("fixed7")
-    history, config = _read(first, tmp_path)
+    history, config = read_run(first, tmp_path)
     losses = {row["trainer/global_step"]: row["loss"] for row in history if "loss" in row}
     assert losses == pytest.approx({step: 1 / (step + 1) for step in range(5)})
     picture = next(row for row in history if "filters/lane0/features_conv1.path" in row)
@@ -136,18 +90,16 @@ def test_offline_run_is_readable_again(tmp_path: Path) -> None:
     assert picture["filters/lane0/features_conv1.caption"] == "two lanes"
     assert (first / "files" / picture["filters/lane0/features_conv1.path"]).read_bytes()[:4] == b"\x89PNG"
     assert "0.1" in json.dumps(config)
-    assert _read(second, tmp_path)[0][0]["test_acc"] == 0.5
-    assert "Traceback" not in done.stderr
+    assert read_run(second, tmp_path)[0][0]["test_acc"] == 0.5
+    assert "Traceback" not in words
 
 
 def test_auto_without_a_key_is_offline_and_asks_nothing(tmp_path: Path) -> None:
-    done = _run(
+    out, words = _run(
         tmp_path,
         """
         logger = LanesLogger(save_dir="runs")
-        start = time.monotonic()
-        logger.log_metrics({"loss": 1.0}, step=0)
-        assert time.monotonic() - start < 8
+        logger.log_metrics({"loss": 1.0}, step=0)  # a question would end the script: nobody is there to answer
         print("FOLDER", logger.run_folder)
         logger.finalize("success")
         try:
@@ -161,14 +113,14 @@ def test_auto_without_a_key_is_offline_and_asks_nothing(tmp_path: Path) -> None:
         """,
         WANDB_BASE_URL=f"http://127.0.0.1:{_closed_port()}",
     )
-    assert _folders(done.stdout)[0].name.startswith("offline-run-")
-    assert done.stderr.count("wandb: offline (no API key is configured") == 1
-    assert "REFUSED mode='online' is not possible: no API key" in done.stdout
+    assert _folders(out)[0].name.startswith("offline-run-")
+    assert words.count("wandb: offline (no API key is configured") == 1
+    assert "REFUSED mode='online' is not possible: no API key" in out
 
 
 @pytest.mark.parametrize("probe", [True, False])
 def test_refused_server_falls_back_to_offline(tmp_path: Path, probe: bool) -> None:
-    done = _run(
+    out, words = _run(
         tmp_path,
         f"""
         wandb_logger.INIT_TIMEOUT_S = 2
@@ -182,24 +134,19 @@ def test_refused_server_falls_back_to_offline(tmp_path: Path, probe: bool) -> No
         WANDB_BASE_URL=f"http://127.0.0.1:{_closed_port()}",
         WANDB_API_KEY="0" * 40,
     )
-    seconds = float(done.stdout.split("SECONDS ")[1].split()[0])
-    assert seconds < 30  # wandb alone would try for 90
-    (folder,) = _folders(done.stdout)
+    seconds = float(out.split("SECONDS ")[1].split()[0])
+    assert seconds < 80  # wandb alone would try for 90
+    (folder,) = _folders(out)
     assert folder.name.startswith("offline-run-")
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert ("does not answer" if probe else "could not start online") in done.stderr
-    assert _read(folder, tmp_path)[0][0]["loss"] == 2.5
+    assert len(words.splitlines()) == 1, words
+    assert ("does not answer" if probe else "could not start online") in words
+    assert read_run(folder, tmp_path)[0][0]["loss"] == 2.5
 
 
 def test_death_of_wandb_does_not_reach_the_training(tmp_path: Path) -> None:
-    done = _run(
+    out, words = _run(
         tmp_path,
         """
-        def kill_core():
-            (core,) = cores()
-            os.kill(core, signal.SIGKILL)
-            time.sleep(0.3)
-
         logger = LanesLogger(save_dir="runs", mode="offline", run_id="mortal")
         logger.log_hyperparams({"lr": 0.25})
         for step in range(30):
@@ -209,29 +156,51 @@ def test_death_of_wandb_does_not_reach_the_training(tmp_path: Path) -> None:
             if step == 9:
                 kill_core()
         logger.finalize("failed")
-        logger.log_metrics({"test_acc": 0.5}, step=30)  # opens a third folder
+        for folder in logger.run_folders:
+            print("FOLDER", folder)
+        logger.log_metrics({"test_acc": 0.5}, step=30)  # opens one more folder
         kill_core()
         for step in range(30, 40):
             logger.log_metrics({"loss": float(step)}, step=step)
             logger.log_hyperparams({"late": step})
-            logger.experiment.anything(step)
-        assert not cores()
         logger.finalize("success")
-        for folder in logger.run_folders:
-            print("FOLDER", folder)
+        assert not cores()
+        logger.log_metrics({"loss": 40.0}, step=40)
+        logger.experiment.anything(40)
         """,
     )
-    _, second, _ = _folders(done.stdout)
-    assert second.name.startswith("offline-run-")
-    assert "mortal" in second.name
-    assert done.stdout.count("a fresh offline run takes over") == 1
-    assert done.stdout.count("nothing more is logged") == 1
-    assert "Traceback" not in done.stderr
-    history, config = _read(second, tmp_path)
-    steps = {row["trainer/global_step"] for row in history if "loss" in row}
-    assert set(range(12, 30)) <= steps  # the first write after the death can vanish in the socket unnoticed
-    assert {row["trainer/global_step"] for row in history if "filters/lane0/conv1.path" in row} >= set(range(12, 30))
-    assert "0.25" in json.dumps(config)
+    folders = _folders(out)
+    assert folders[-1].name.startswith("offline-run-")
+    assert "mortal" in folders[-1].name
+    assert out.count("a fresh offline run takes over") == 1
+    assert out.count("nothing more is logged") == 1
+    assert "Traceback" not in words
+    read = [read_run(folder, tmp_path) for folder in folders]
+    rows = [row for history, _ in read for row in history]
+    assert {row["trainer/global_step"] for row in rows if "loss" in row} == set(range(30))
+    assert {row["trainer/global_step"] for row in rows if "filters/lane0/conv1.path" in row} == set(range(30))
+    assert {row["trainer/global_step"] for row in rows if any(key.startswith("plain.") for key in row)} == set(
+        range(30)
+    )
+    numbers = [row["_step"] for row in rows]
+    assert numbers == sorted(set(numbers))  # so that syncing one folder after the other writes over nothing
+    assert "0.25" in json.dumps(read[-1][1])
+
+
+def test_death_just_before_the_end_loses_nothing(tmp_path: Path) -> None:
+    out, _ = _run(
+        tmp_path,
+        """
+        logger = LanesLogger(save_dir="runs", mode="offline")
+        for step in range(5):
+            logger.log_metrics({"loss": float(step)}, step=step)
+        kill_core()
+        logger.finalize("success")
+        print("FOLDER", logger.run_folder)
+        """,
+    )
+    (folder,) = _folders(out)
+    assert [row["trainer/global_step"] for row in read_run(folder, tmp_path)[0]] == list(range(5))
 
 
 def test_hyperparameters_become_plain() -> None:
@@ -242,7 +211,7 @@ def test_hyperparameters_become_plain() -> None:
     def never_called() -> None:
         raise AssertionError
 
-    plain = _plain(
+    recorded = plain(
         {
             "odd": Odd(),
             "call": never_called,
@@ -250,7 +219,7 @@ def test_hyperparameters_become_plain() -> None:
             5: [float("inf"), None, True],
         }
     )
-    assert json.loads(json.dumps(plain)) == {
+    assert json.loads(json.dumps(recorded)) == {
         "odd": "Odd",
         "call": never_called.__qualname__,
         "space": {"a": 2.0, "b": "Tensor(3, 4)"},
@@ -262,10 +231,10 @@ def test_probe_sees_a_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert _answers(f"http://127.0.0.1:{server.getsockname()[1]}/path")
+        assert answers(f"http://127.0.0.1:{server.getsockname()[1]}/path")
     start = time.monotonic()
-    assert not _answers(f"http://127.0.0.1:{_closed_port()}")
-    assert time.monotonic() - start < 2.5
+    assert not answers(f"http://127.0.0.1:{_closed_port()}")
+    assert time.monotonic() - start < 30  # it does not hang
 
 
 @pytest.mark.parametrize(
