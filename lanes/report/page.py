@@ -39,7 +39,9 @@ def write_report(places: Sequence[str | Path], output: str | Path) -> str:
     shown = [run for run in runs if not run.empty]
     if not shown:
         folders = ", ".join(str(run.folders[-1]) for run in runs)
-        raise ValueError(f"nothing was logged yet in {folders}: wandb writes every 15 s at the latest, try again, or use --serve")
+        raise ValueError(
+            f"nothing was logged yet in {folders}: wandb writes every 15 s at the latest, try again, or use --serve"
+        )
     try:
         Path(output).write_text(page(shown), encoding="utf-8")
     except OSError as mistake:

@@ -1,7 +1,7 @@
 """Training with Lightning and logging with Weights & Biases: the only room that knows them."""
 
 from lanes.training.averaging import WeightAverage
-from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates
+from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates, Specialisation
 from lanes.training.image_data import ImageData
 from lanes.training.images import Images
 from lanes.training.module import Classifier
@@ -28,6 +28,7 @@ __all__ = [
     "PredictionWriter",
     "Rates",
     "Schedule",
+    "Specialisation",
     "StepDecay",
     "WarmupCosine",
     "WeightAverage",

@@ -1,4 +1,4 @@
-"""What people watch: data and plan before step 1, filters of every lane, predictions on disk."""
+"""What people watch: data and plan before step 1, predictions on disk; filters, health, rates from their own files."""
 
 import csv
 from pathlib import Path
@@ -7,17 +7,14 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from lanes.analysis.filters import filter_grids
 from lanes.layers import local
 from lanes.mesh import LANE_AXIS, axis
+from lanes.training.first_layer import FilterPictures, Specialisation
 from lanes.training.health import Health
 from lanes.training.rates import MIB, Rates
-from lanes.training.wandb_logger import LanesLogger
 
-__all__ = ["FilterPictures", "Health", "PlanReport", "PredictionWriter", "Rates"]
+__all__ = ["FilterPictures", "Health", "PlanReport", "PredictionWriter", "Rates", "Specialisation"]
 
 
 class PlanReport(Callback):
@@ -38,57 +35,6 @@ class PlanReport(Callback):
             f"{'s' if lane_devices > 1 else ''} on {mesh.device_type}\n{pl_module.placed_by}\n"
             f"weights: {whole / MIB:.1f} MiB in all, {own / MIB:.1f} MiB on each device"
         )
-
-
-class FilterPictures(Callback):
-    """Each epoch, one picture per lane of the filters of a first layer, all lanes on one scale.
-
-    Args:
-        layer: the layer's name in the network; it must read an image of 1 or 3 channels.
-        every_n_epochs: how often.
-    """
-
-    def __init__(self, layer: str = "conv1", every_n_epochs: int = 1) -> None:
-        self.layer, self.every_n_epochs = layer, every_n_epochs
-
-    def check(self, net: nn.Module) -> None:
-        """Find the layer before training, not after an epoch.
-
-        Raises:
-            ValueError: the network has no such layer; names those it has.
-        """
-        self._layer_of(net)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Picture what training starts from."""
-        if trainer.global_step == 0:
-            self._picture(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Picture what the epoch made of it."""
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._picture(trainer, pl_module)
-
-    def _layer_of(self, net: nn.Module) -> nn.Module:
-        layers = [name for name, module in net.named_modules() if isinstance(getattr(module, "weight", None), Tensor)]
-        if self.layer not in layers:
-            raise ValueError(f"FilterPictures: the network has no layer {self.layer!r}; it has {', '.join(layers)}")
-        return net.get_submodule(self.layer)
-
-    def _picture(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        weight: Any = self._layer_of(pl_module.net).weight  # type: ignore[arg-type]
-        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight  # all processes take part
-        if not trainer.is_global_zero:
-            return
-        lanes = getattr(pl_module.net, "lanes", axis(pl_module.device_mesh, LANE_AXIS).size)  # type: ignore[arg-type]
-        folder = Path(trainer.default_root_dir) / "filters"
-        folder.mkdir(parents=True, exist_ok=True)
-        for lane, picture in enumerate(filter_grids(weight.detach().float().cpu(), lanes, name=self.layer)):
-            picture.save(folder / f"filters-{self.layer}-lane{lane}-step{trainer.global_step:06d}.png")
-            for logger in trainer.loggers:
-                if isinstance(logger, LanesLogger):
-                    caption = f"{self.layer}, lane {lane}, epoch {trainer.current_epoch}"
-                    logger.log_picture(f"filters/lane{lane}/{self.layer}", picture, trainer.global_step, caption)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lanes.checkpoint import check_checkpoint
 from lanes.data.decoding import BadImageError
-from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates
+from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates, Specialisation
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter, in_order
 from lanes.training.health import NonFiniteError
@@ -161,7 +161,7 @@ class LanesCLI(LightningCLI):
             model.init_from = None  # the checkpoint's weights replace them; the file need not be there any more
         model.check()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, FilterPictures):
+            if isinstance(callback, FilterPictures | Specialisation):
                 callback.check(model.plain_net())
             monitor = getattr(callback, "monitor", None)
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *MONITORED):
