@@ -16,7 +16,7 @@ from lanes.models import Concat
 from lanes.ordering import PLAIN, Order
 from lanes.rules.kinds import CHANNELWISE, MIXING, is_dense
 from lanes.rules.mixing import gathered_once, mixing
-from lanes.rules.models import check_hooks, check_parameters, last_mixing_calls, last_to_leave
+from lanes.rules.models import check_hooks, check_kinds, check_parameters, last_mixing_calls, last_to_leave
 from lanes.rules.others import other
 from lanes.rules.steps import Step
 from lanes.tracing import Call, PlanError, Trace, Value
@@ -48,6 +48,7 @@ def decide(model: nn.Module, traces: list[Trace], lane_devices: int, override: M
     Raises:
         PlanError: something cannot be placed exactly.
     """
+    check_kinds(model)
     check_parameters(model, traces[0])
     check_hooks(model)
     training, evaluation = traces

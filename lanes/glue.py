@@ -156,10 +156,16 @@ _JUDGED: dict[str, Callable[[Call, int, int], bool]] = {
 
 
 _WAYS_OUT = {
-    CHANNEL_COUNT: "a lane device has only its own channels; write it without x.shape[1] (flatten(1), -1)",
+    CHANNEL_COUNT: "a lane device has only its own channels; write it without x.shape[1]: flatten(1), "
+    "y[:, :, None, None] for maps, the module nn.ChannelShuffle for a shuffle",
     "dropout": "use an nn.Dropout module, whose mask can be placed",
-    "view": "use flatten(1) or nn.Flatten",
-    "reshape": "use flatten(1) or nn.Flatten",
+    **dict.fromkeys(
+        ("view", "reshape"),
+        "use flatten(1) for vectors, y[:, :, None, None] for maps, the module nn.ChannelShuffle for a shuffle",
+    ),
+    "channel_shuffle": "use the module nn.ChannelShuffle",
+    "group_norm": "use the module nn.GroupNorm",
+    "expand_as": "leave it out where tensors are multiplied or added: they broadcast by themselves",
     "local_response_norm": "use lanes.models.LocalResponseNorm(..., lanes=...)",
 }
 

@@ -6,7 +6,8 @@ work over the devices inside and sums its output over them (all-reduce forward);
 
 - A *block* lies between two tensors through which everything passes, and has parallel paths (a residual unit). It sends
   its output, forward, and the gradient of its input, backward, once each, whatever lies inside. That favours Megatron:
-  more than two dense layers in a row inside a block would really need more exchanges.
+  more than two dense layers in a row inside a block would really need more exchanges. A gate (squeeze-and-excitation)
+  is counted as a block too, which is unkind: its pooled path alone would do with a few numbers.
 - In a chain without parallel paths, a layer with weights that reads a whole tensor splits its output channels (the
   gradient of its input is summed), and the next dense layer splits its input channels (its output is summed).
 - A layer at the end of a chain that finds no partner runs whole on every device, and sends nothing.

@@ -42,6 +42,8 @@ def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bo
     Raises:
         ValueError: if plan, model and mesh do not belong together, or processes hold different models.
     """
+    if not isinstance(plan, Plan) or not isinstance(mesh, DeviceMesh):
+        raise ValueError(f"place takes a model, its plan and a mesh, got {type(plan).__name__}, {type(mesh).__name__}")
     lane, data = axis(mesh, LANE_AXIS), axis(mesh, DATA_AXIS)
     layers = _checked_layers(model, plan, lane)
     digests: dict[str, tuple[float, ...]] = {}

@@ -49,6 +49,8 @@ def plan(
         ValueError: an unknown layer or way in ``override``.
     """
     check_lane_devices(lane_devices)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a module, got {model!r}; lanes.models.build makes one from a name")
     if not isinstance(example, Tensor) or example.dim() < 2:
         given = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ValueError(f"example must be a batch of inputs [N, C, ...], got {given}")

@@ -108,12 +108,16 @@ class Plan:
 
     def _placement(self, name: str) -> str:
         layer = self.layers[name]
+        if self.lane_devices == 1:
+            return "whole" if layer.way == "whole" else "stays"  # there is nobody to meet
         if name not in self.crossings:
             return {"enter": "reads all", "enter+own": "reads its own", "whole": "on every device"}.get(
                 layer.way, layer.way
             )
         shared = f" (with {layer.shares})" if layer.shares else ""
         owed = f" ({layer.order})" if layer.order else ""
+        if layer.order and layer.way in ("stays", "stays+leave"):  # what it owes is sent before
+            return f"crosses: shuffle{owed}, {layer.way}"
         return f"crosses: {layer.way}{shared}{owed}"
 
     def __str__(self) -> str:

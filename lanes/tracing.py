@@ -306,7 +306,9 @@ def trace(model: nn.Module, example: Tensor, is_layer: Callable[[nn.Module], boo
         if _ChannelCount.__name__ in said:
             raise PlanError(f"{where}: hands a channel count to an operation: {said}") from error
         shape = list(example.shape)
-        raise PlanError(f"{where}: the forward fails on an example of {shape}: {said}; check the image size") from error
+        raise PlanError(
+            f"{where}: the forward fails on an example of {shape}: {said}; check the image size, channels and data type"
+        ) from error
     leaves = tree_leaves(output)
     strange = next((leaf for leaf in leaves if not isinstance(leaf, Tensor | int | float | str | None)), None)
     if strange is not None:

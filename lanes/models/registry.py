@@ -190,7 +190,9 @@ def entry(name: str) -> Entry:
         ValueError: there is no such name; says which is near.
     """
     if name not in ENTRIES:
-        raise ValueError(f"there is no network {name!r}{did_you_mean(name, ENTRIES)} (lanes models lists them)")
+        beginning = [known for known in ENTRIES if known.startswith(str(name).lower())]
+        hint = f"; there are {', '.join(beginning)}" if beginning else did_you_mean(str(name).lower(), ENTRIES)
+        raise ValueError(f"there is no network {name!r}{hint} (lanes models lists them)")
     return ENTRIES[name]
 
 

@@ -23,7 +23,8 @@ import yaml
 Value = TypeVar("Value")
 STEP_KEY, OWN_STEP_KEY = "trainer/global_step", "_step"  # wandb's own counts calls and begins anew in every folder
 NOT_FINITE = {"NaN": None, "Infinity": None, "-Infinity": None}  # as wandb writes them; a gap in a curve
-DEPTHS = ("", "*run-*/", "wandb/*run-*/", "*/wandb/*run-*/")  # a run's folder, wandb/, a training's, a folder of them
+# A run's folder, wandb/, a training's, a folder of trainings, runs/.
+DEPTHS = ("", "*run-*/", "wandb/*run-*/", "*/wandb/*run-*/", "*/*/wandb/*run-*/")
 PACKAGES = ("lanes", "torch", "lightning", "torchmetrics", "wandb", "numpy")
 
 

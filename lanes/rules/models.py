@@ -6,6 +6,21 @@ from lanes.rules.kinds import BATCH_NORMS, MIXING, WITH_PARAMETERS, is_layer, na
 from lanes.tracing import PlanError, Trace, Value
 
 
+def check_kinds(model: nn.Module) -> None:
+    """Refuse layers by name that would be refused by what happens inside them.
+
+    Raises:
+        PlanError: names the module and what computes the same.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
+            count = module.num_features
+            raise PlanError(
+                f"{name}: {type(module).__name__} cannot be placed; nn.GroupNorm({count}, {count}, "
+                f"affine={module.affine}) computes the same, unless running statistics are tracked"
+            )
+
+
 def check_hooks(model: nn.Module) -> None:
     """Refuse what runs unseen inside or behind layers: it would work on a part of the channels, or on its gradient.
 

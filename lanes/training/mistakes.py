@@ -13,6 +13,7 @@ _UNKNOWN_KEY = (
     re.compile(r"[Uu]nrecognized arguments: --([\w.]+)"),
     re.compile(r"[Kk]ey ['\"]([\w.]+)['\"] is not expected"),
     re.compile(r"Option '([\w.]+)' is not accepted"),
+    re.compile(r"does not accept option '([\w.]+)'"),
 )
 _MISSING = re.compile(r"[Kk]ey[s ].*?(?:required|missing).*?: (.+)|required: (.+)")
 _UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")

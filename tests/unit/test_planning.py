@@ -445,3 +445,17 @@ def test_a_forward_may_begin_with_a_constant() -> None:
             return self.head(self.conv(x - shift).mean((2, 3)))
 
     assert ways(plan_of(Shifted())) == {"conv": "enter", "head": "leave_sum"}
+
+
+def test_one_device_meets_nobody_and_what_is_owed_is_named() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1)
+            self.grouped, self.head = nn.Conv2d(32, 32, 3, groups=4), nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.grouped(torch.cat([self.left(x), self.right(x)], 1)).mean((2, 3)))
+
+    assert "crosses" not in str(plan_of(Joined(), lane_devices=1)).replace("stays | crosses", "")
+    assert "crosses: shuffle (16+16), stays" in str(plan_of(Joined()))

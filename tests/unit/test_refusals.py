@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lanes import PlanError
+from lanes import PlanError, place
 from lanes.models import SmallAlexNet
 from tests.planned import Again, Glued, Layers, plan_alexnet, plan_of
 
@@ -131,7 +131,7 @@ REFUSED_LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "ConvTranspose": (lambda: Layers(nn.ConvTranspose2d(8, 8, 1)), ("layer: a ConvTranspose2d", "'layer.weight'")),
     "InstanceNorm": (
         lambda: Layers(nn.InstanceNorm2d(8, affine=True)),
-        ("layer: a InstanceNorm2d", "'layer.weight' [8]"),
+        ("layer: InstanceNorm2d", "nn.GroupNorm(8, 8, affine=True)"),
     ),
     "Softmax": (lambda: Layers(nn.Softmax(1)), ("layer: does softmax", "[2, 8, 8, 8]")),
     "subclass": (lambda: Layers(Subclass(8, 8, 1)), ("layer: a Subclass", "'layer.weight' [8, 8, 1, 1]")),
@@ -187,6 +187,36 @@ def test_training_and_evaluation_that_differ_are_refused() -> None:
 def test_a_grouped_layer_on_the_image_alone_cannot_be_made_whole() -> None:
     with pytest.raises(PlanError, match="end in a dense layer"):
         plan_of(nn.Conv2d(4, 8, 1, groups=4), (2, 4, 8, 8))
+
+
+def test_a_shuffle_by_hand_is_told_of_the_module() -> None:
+    class ByHand(Again):
+        def __init__(self, by_hand: Callable[[Tensor], Tensor]) -> None:
+            super().__init__(1)
+            self.by_hand = by_hand
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.by_hand(self.again(self.conv(x))).mean((2, 3)))
+
+    with pytest.raises(PlanError, match=r"does channel_shuffle on .* use the module nn.ChannelShuffle"):
+        plan_of(ByHand(lambda x: F.channel_shuffle(x, 2)))
+    with pytest.raises(PlanError, match=r"does reshape on .* the module nn.ChannelShuffle for a shuffle"):
+        plan_of(ByHand(lambda x: x.reshape(x.shape[0], 2, -1, 8, 8).transpose(1, 2).flatten(1, 2)))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_is_told_of_group_norm(affine: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(8, affine=affine), nn.Flatten(1), nn.Linear(512, 4))
+    with pytest.raises(PlanError, match=rf"^1: InstanceNorm2d .* nn.GroupNorm\(8, 8, affine={affine}\) computes"):
+        plan_of(net)
+
+
+def test_names_and_plans_in_the_wrong_place() -> None:
+    with pytest.raises(ValueError, match=r"model must be a module, got 'resnet50'; lanes.models.build"):
+        plan_of("resnet50")  # type: ignore[arg-type]
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(1), nn.Linear(512, 4))
+    with pytest.raises(ValueError, match="place takes a model, its plan and a mesh, got int, Plan"):
+        place(net, 2, plan_of(net))  # type: ignore[arg-type]
 
 
 def test_a_sum_of_laned_tensors_cannot_be_made_whole() -> None:

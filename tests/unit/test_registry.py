@@ -185,3 +185,12 @@ def test_named_is_what_it_builds() -> None:
     torch.testing.assert_close(named.state_dict(), built.state_dict(), rtol=0, atol=0)
     with torch.device("meta"):
         assert isinstance(Named("resnet50"), ResNet)
+
+
+def test_a_name_that_others_begin_with_lists_them() -> None:
+    with pytest.raises(ValueError, match=r"no network 'ResNeXt101'; there are resnext101_32x4d .lanes models"):
+        build("ResNeXt101")
+    with pytest.raises(ValueError, match="no network 'resnext50'; there are resnext50_1x64d, resnext50_2x40d, "):
+        build("resnext50")
+    with pytest.raises(ValueError, match="no network 'alexnett'; did you mean 'alexnet'"):
+        build("alexnett")
