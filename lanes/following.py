@@ -95,7 +95,7 @@ def _follow(
         laned = [value for value in traced.outputs if states.get(value) == LANED]
         if not laned:
             return Followed(steps, {name: orders[v] for name, v in traced.made.items() if v in orders})
-        leaving.add(last_to_leave(traced, laned[0], leaving))
+        leaving.add(last_to_leave(traced, laned[0], leaving, lane_devices))
 
 
 def _layer(

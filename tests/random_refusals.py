@@ -42,7 +42,7 @@ REASONS: dict[str, tuple[str, Callable[[RandomNetwork, re.Match[str]], bool]]] =
         lambda net, found: isinstance(_layer(net, found), nn.LayerNorm),
     ),
     "a layer that is not known": (
-        LAYER + r"a InstanceNorm\dd with .* cannot be placed",
+        LAYER + r"InstanceNorm\dd cannot be placed",
         lambda net, found: type(_layer(net, found)) not in LAYERS,
     ),
     "a layer that runs twice, differently": (

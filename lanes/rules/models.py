@@ -82,8 +82,10 @@ def last_mixing_calls(traced: Trace) -> set[int]:
     return last
 
 
-def last_to_leave(traced: Trace, value: Value, leaving: set[str]) -> str:
+def last_to_leave(traced: Trace, value: Value, leaving: set[str], lane_devices: int) -> str:
     """The last layer before a laned output of the model from which it can be gathered whole.
+
+    Of a sum one tensor alone can be; on one device, where laned and whole are the same, that will do.
 
     Raises:
         PlanError: if there is none.
@@ -93,7 +95,7 @@ def last_to_leave(traced: Trace, value: Value, leaving: set[str]) -> str:
         call = producers[value]
         if type(call.layer) in (*MIXING, *BATCH_NORMS) and call.where not in leaving:
             return call.where
-        if len(set(call.inputs)) > 1:
+        if lane_devices > 1 and len(set(call.inputs)) > 1:
             raise PlanError(
                 f"the model's output {list(call.outputs[0].shape)} is made by {call.function.strip('_')} of "
                 f"{len(set(call.inputs))} tensors, of which each lane device holds its own channels only; end in a "

@@ -231,6 +231,7 @@ def test_a_sum_of_laned_tensors_cannot_be_made_whole() -> None:
 
     with pytest.raises(PlanError, match=r"output \[2, 8, 8, 8\] is made by add of 2 tensors, .*; end in a dense layer"):
         plan_of(Backbone())
+    assert plan_of(Backbone(), lane_devices=1).lane_devices == 1
 
 
 def test_a_layer_called_by_keyword_is_refused() -> None:
