@@ -80,7 +80,7 @@ def test_ends_well(fit: Fit) -> None:
 def test_last_lines_say_how_it_went_and_where_everything_is(fit: Fit) -> None:
     assert f"after {STEPS} steps" in fit.result
     assert list(fit.places) == ["best checkpoint", "last checkpoint", "log", "filter pictures", "report"]
-    checkpoint, last, log, pictures = (fit.folder / place.split()[0] for place in fit.places.values())
+    checkpoint, last, log, pictures, report = (fit.folder / place.split()[0] for place in fit.places.values())
     assert last == fit.last
     assert {file.name for file in checkpoint.iterdir()} == {
         "model.safetensors",
@@ -89,6 +89,7 @@ def test_last_lines_say_how_it_went_and_where_everything_is(fit: Fit) -> None:
     }
     assert list(log.glob("*.wandb"))
     assert pictures.is_dir()
+    assert "filters/lane1/conv1" in report.read_text()
 
 
 @pytest.mark.parametrize("which", ["best", "last"])

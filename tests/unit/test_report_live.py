@@ -106,7 +106,9 @@ def test_a_taken_port_is_refused_in_one_line(
 
 def test_ctrl_c_ends_it(tmp_path_factory: pytest.TempPathFactory) -> None:
     logged = two_runs(tmp_path_factory)
-    command = [sys.executable, "-m", "lanes", "report", str(logged / "2"), "--serve"]
+    # A shell has its background jobs, this test perhaps among them, ignore Ctrl-C; a terminal's jobs do not.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from lanes.cli import main; "
+    command = [sys.executable, "-c", f"{start} main(sys.argv[1:])", "report", str(logged / "2"), "--serve"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
