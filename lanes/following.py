@@ -48,7 +48,7 @@ def decide(model: nn.Module, traces: list[Trace], lane_devices: int, override: M
     Raises:
         PlanError: something cannot be placed exactly.
     """
-    check_kinds(model)
+    check_kinds(model, lane_devices)
     check_parameters(model, traces[0])
     check_hooks(model)
     training, evaluation = traces

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lanes.analysis.recording import check_layers, evaluating, merging, recorded, whole_layer
+from lanes.analysis.recording import check_layers, evaluating, merging, recorded, replicas, whole_layer
 from lanes.mesh import LANE_AXIS, DeviceMesh, axis
 from lanes.plans import Plan
 
@@ -221,7 +221,7 @@ def layer_covariances(
             for first, second in pairs:
                 left, right = seen[first], seen[second]
                 if (first, second) not in metrics:
-                    metric = LayerCovariance((left.shape[1], right.shape[1]), **merging(mesh))
+                    metric = LayerCovariance((left.shape[1], right.shape[1]), **merging(replicas(mesh)))
                     metrics[first, second] = metric.to(left.device)
                 metrics[first, second].update(left, right)
     if len(metrics) != len(set(pairs)):

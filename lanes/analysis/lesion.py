@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lanes.analysis.recording import check_layers, evaluating, merging
+from lanes.analysis.recording import check_layers, evaluating, merging, replicas
 from lanes.layers.placed import per_channel
 from lanes.mesh import LANE_AXIS, DeviceMesh, axis
 from lanes.ordering import PLAIN
@@ -90,8 +90,10 @@ def lesion_table(
     lanes = number_of_lanes(net) if lanes is None else lanes
     device = next(net.parameters()).device
     cases = list(product((None, *range(lanes)), (False, True)))
-    right = {case: MulticlassAccuracy(num_classes, average="micro", **merging(mesh)).to(device) for case in cases}
-    count = SumMetric(**merging(mesh)).to(device)
+    right = {
+        case: MulticlassAccuracy(num_classes, average="micro", **merging(replicas(mesh))).to(device) for case in cases
+    }
+    count = SumMetric(**merging(replicas(mesh))).to(device)
     count.update(0)  # a replica may have no images; torchmetrics would warn
     with evaluating(net), torch.no_grad():
         for batch in batches:

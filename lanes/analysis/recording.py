@@ -79,15 +79,22 @@ def _known(layer: str, layers: Iterable[str]) -> str:
     return layer
 
 
-def merging(mesh: DeviceMesh | None) -> dict[str, Any]:
-    """Arguments of a torchmetrics.Metric that replicas merge, and nobody else: lane devices see the same images.
+def merging(data: Axis | None) -> dict[str, Any]:
+    """Arguments of a torchmetrics.Metric that replicas merge, and nobody else.
 
-    A plain network (no mesh) has nobody to ask, even where its process belongs to a group.
+    Without a group torchmetrics would merge all processes, and so lane devices, which see the same images.
+
+    Args:
+        data: this process's place among the replicas; None (a plain network): it asks nobody, even in a group.
     """
-    data = None if mesh is None else axis(mesh, DATA_AXIS)
-    return (
-        {"process_group": data.group, "sync_on_compute": True} if data and data.size > 1 else {"sync_on_compute": False}
-    )
+    if data is None or data.size == 1:
+        return {"sync_on_compute": False}
+    return {"process_group": data.group, "sync_on_compute": True}
+
+
+def replicas(mesh: DeviceMesh | None) -> Axis | None:
+    """This process's place among the replicas of a mesh; None without one."""
+    return None if mesh is None else axis(mesh, DATA_AXIS)
 
 
 def check_layers(net: nn.Module, layers: Iterable[str], *, plan: Plan | None, mesh: DeviceMesh | None) -> None:
@@ -98,10 +105,9 @@ def check_layers(net: nn.Module, layers: Iterable[str], *, plan: Plan | None, me
     """
     if (plan is None) != (mesh is None):
         raise ValueError("a placed network needs its plan and its mesh, a plain one neither")
-    known = {name for name, _ in net.named_modules() if name} if plan is None else set(plan.layers)
+    known = [name for name, _ in net.named_modules() if name] if plan is None else plan.layers
     for name in layers:
-        if name not in known:
-            raise ValueError(f"the network has no layer {name!r}{near(name, known)}")
+        _known(name, known)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from lanes.analysis.recording import merging
 from lanes.mesh import Axis
 
 
@@ -36,9 +37,7 @@ class Responses(Metric):
     full_state_update = False
 
     def __init__(self, num_channels: int, data: Axis | None = None) -> None:
-        merges = data is not None and data.size > 1
-        # Without a group torchmetrics would merge all processes, and so lane devices, which hold other channels.
-        super().__init__(process_group=data.group if merges and data else None, sync_on_compute=merges)
+        super().__init__(**merging(data))
         self.num_channels = num_channels
 
     def maps(self, responses: Tensor) -> Tensor:

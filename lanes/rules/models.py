@@ -6,14 +6,15 @@ from lanes.rules.kinds import BATCH_NORMS, MIXING, WITH_PARAMETERS, is_layer, na
 from lanes.tracing import PlanError, Trace, Value
 
 
-def check_kinds(model: nn.Module) -> None:
+def check_kinds(model: nn.Module, lane_devices: int) -> None:
     """Refuse layers by name that would be refused by what happens inside them.
 
     Raises:
         PlanError: names the module and what computes the same.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
+        known = not isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d)
+        if not known and (lane_devices > 1 or module.affine):  # on one device an operation may do anything
             count = module.num_features
             raise PlanError(
                 f"{name}: {type(module).__name__} cannot be placed; nn.GroupNorm({count}, {count}, "

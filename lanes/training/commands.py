@@ -16,9 +16,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lanes.checkpoint import check_checkpoint
 from lanes.data.decoding import BadImageError
-from lanes.training.callbacks import FilterPictures, Health, PlanReport, PredictionWriter, Rates, Specialisation
+from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter, in_order
+from lanes.training.first_layer import FirstLayer
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
 from lanes.training.module import Classifier
@@ -80,10 +81,9 @@ class LanesCLI(LightningCLI):
             }
         )
         self._add_arguments_of_the_verb(parser)
-        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
-
         # Of every verb, since all of them read the configuration of a training.
         parser.add_argument("--report", type=bool, default=False, help="end fit by writing the run's page, report.html")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
 
     def _add_arguments_of_the_verb(self, parser: LightningArgumentParser) -> None:
         if self.verb == "plan":
@@ -161,7 +161,7 @@ class LanesCLI(LightningCLI):
             model.init_from = None  # the checkpoint's weights replace them; the file need not be there any more
         model.check()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, FilterPictures | Specialisation):
+            if isinstance(callback, FirstLayer):
                 callback.check(model.plain_net())
             monitor = getattr(callback, "monitor", None)
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *MONITORED):

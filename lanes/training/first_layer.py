@@ -18,7 +18,7 @@ from lanes.training.wandb_logger import LanesLogger
 from lanes.words import near
 
 
-class _FirstLayer(Callback):
+class FirstLayer(Callback):
     """Looks at the whole weight of a first layer, on the first process, before training and after epochs."""
 
     def __init__(self, layer: str = "conv1", every_n_epochs: int = 1) -> None:
@@ -75,7 +75,7 @@ class _FirstLayer(Callback):
             self.look(trainer, weight.detach().float().cpu(), lanes)
 
 
-class FilterPictures(_FirstLayer):
+class FilterPictures(FirstLayer):
     """Each epoch, one picture per lane of the filters of a first layer, all lanes on one scale.
 
     Args:
@@ -95,7 +95,7 @@ class FilterPictures(_FirstLayer):
                     logger.log_picture(f"filters/lane{lane}/{self.layer}", picture, trainer.global_step, caption)
 
 
-class Specialisation(_FirstLayer):
+class Specialisation(FirstLayer):
     """Each epoch, what the filters of each lane have become, as numbers, and whether lanes differ by more than chance.
 
     Logs ``spec/lane{i}/{measure}``, the mean over a lane's filters, and of several lanes ``spec/effect/{measure}`` and

@@ -209,6 +209,8 @@ def test_instance_norm_is_told_of_group_norm(affine: bool) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(8, affine=affine), nn.Flatten(1), nn.Linear(512, 4))
     with pytest.raises(PlanError, match=rf"^1: InstanceNorm2d .* nn.GroupNorm\(8, 8, affine={affine}\) computes"):
         plan_of(net)
+    if not affine:
+        assert plan_of(net, lane_devices=1).lane_devices == 1
 
 
 def test_names_and_plans_in_the_wrong_place() -> None:
