@@ -142,7 +142,7 @@ def check_alike(along: Axis, tensors: Sequence[Tensor], what: str) -> None:
     """
     device = tensors[0].device
     streams = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    numbers = torch.tensor([*digest(*tensors), *digest(*streams)], dtype=torch.float64, device=device)
+    numbers = torch.tensor([*digest(*tensors), *digest(*streams)], device=device)
     everyone = [torch.empty_like(numbers) for _ in range(along.size)]
     dist.all_gather(everyone, numbers, group=along.group)
     for index, other in enumerate(everyone):
@@ -156,21 +156,22 @@ def check_alike(along: Axis, tensors: Sequence[Tensor], what: str) -> None:
             )
 
 
-def digest(*tensors: Tensor) -> tuple[float, ...]:
-    """Numbers by which processes compare tensors without sending them: sum and weighted sum of each, in float64."""
-    numbers: list[float] = []
+def digest(*tensors: Tensor) -> tuple[int, ...]:
+    """Numbers by which processes compare tensors without sending them: two for each, of its bits.
+
+    Whole numbers, modulo 2^64: a sum of floats depends on where in memory the tensor begins, by a last digit.
+    """
+    numbers: list[int] = []
     for tensor in tensors:
-        flat = tensor.detach().flatten()
-        sums = [0.0, 0.0]
-        for start, part in enumerate(
-            flat.split(_DIGESTED)
-        ):  # in parts: a float64 copy of a large layer is larger still
-            values = part.double()
-            places = torch.arange(len(part), dtype=torch.float64, device=part.device)
-            sums[0] += values.sum().item()
-            sums[1] += torch.dot(values, 1 + (places + start * _DIGESTED) / flat.numel()).item()
-        numbers += sums
+        bits = tensor.detach().flatten().view(_BITS.get(tensor.element_size(), torch.int64))
+        sums = torch.zeros(2, dtype=torch.int64, device=tensor.device)
+        for start in range(0, len(bits), _DIGESTED):  # in parts: a large layer's copy is larger still
+            part = bits[start : start + _DIGESTED].long()
+            places = torch.arange(start, start + len(part), device=part.device)
+            sums += torch.stack([part.sum(), (part * (2 * places + 1)).sum()])
+        numbers += sums.tolist()
     return tuple(numbers)
 
 
 _DIGESTED = 2**20  # elements at a time
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes of an element

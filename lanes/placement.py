@@ -46,7 +46,7 @@ def place(model: nn.Module, plan: Plan, mesh: DeviceMesh, *, sync_batch_norm: bo
         raise ValueError(f"place takes a model, its plan and a mesh, got {type(plan).__name__}, {type(mesh).__name__}")
     lane, data = axis(mesh, LANE_AXIS), axis(mesh, DATA_AXIS)
     layers = _checked_layers(model, plan, lane)
-    digests: dict[str, tuple[float, ...]] = {}
+    digests: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         if name not in layers:
             continue
@@ -180,11 +180,11 @@ def _own_part(whole: Tensor, dim: int | None, mesh: DeviceMesh, lane: Axis) -> D
     return DTensor.from_local(part, mesh, [Replicate(), placement], run_check=False)
 
 
-def _check_built_alike(digests: dict[str, tuple[float, ...]], lane: Axis, data: Axis) -> None:
+def _check_built_alike(digests: dict[str, tuple[int, ...]], lane: Axis, data: Axis) -> None:
     """Refuse processes that built different models: nothing later would tell. All processes refuse together."""
     problem = ""
     for along in (lane, data):
-        everyone: list[tuple[str, dict[str, tuple[float, ...]]]] = [("", {})] * along.size
+        everyone: list[tuple[str, dict[str, tuple[int, ...]]]] = [("", {})] * along.size
         dist.all_gather_object(everyone, (problem, digests), group=along.group)
         for index, (told, other) in enumerate(everyone):
             different = next((name for name, n in digests.items() if repr(other.get(name)) != repr(n)), None)

@@ -2,16 +2,18 @@
 
 The processes start once and serve many tests (importing torch takes seconds); every call makes a fresh process group on
 a fresh file, so that nothing is shared between tests and no port is fixed. The first traceback is raised again in the
-test; a call that outlasts its time-out ends the processes, by their own ids.
+test; a call that outlasts its time-out, or in which a process dies, ends the processes, by their own ids, and the next
+call starts new ones.
 """
 
+import faulthandler
 import gc
 import multiprocessing
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ class RankError(AssertionError):
 
 
 def _serve(connection: Any, rank: int) -> None:
-    torch.set_num_threads(1)
+    faulthandler.enable()  # a death in native code says where
     import torch.distributed as dist  # noqa: PLC0415
 
     while True:
@@ -32,6 +34,7 @@ def _serve(connection: Any, rank: int) -> None:
             function, world, store, args = connection.recv()
         except EOFError:
             return
+        torch.set_num_threads(1)  # a Trainer of an earlier call may have changed it
         try:
             dist.init_process_group(
                 "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
@@ -86,8 +89,10 @@ class Ranks:
             self._start()
         with tempfile.TemporaryDirectory() as folder:
             members = self._members[:world]
-            for _, connection in members:
-                connection.send((function, world, str(Path(folder) / "store"), args))
+            call = (function, world, str(Path(folder) / "store"), args)
+            for rank, (process, connection) in enumerate(members):
+                with self._noticing_death(rank, process):
+                    connection.send(call)
             answers = self._answers(members, time.monotonic() + timeout_s)
         failures = sorted((when, failure) for _, failure, when in answers if failure)
         if failures:
@@ -96,12 +101,23 @@ class Ranks:
 
     def _answers(self, members: list[tuple[Any, Any]], deadline: float) -> list[Any]:
         answers = []
-        for rank, (_, connection) in enumerate(members):
+        for rank, (process, connection) in enumerate(members):
             if not connection.poll(max(0.0, deadline - time.monotonic())):
                 self.stop()
                 raise RankError(f"rank {rank} did not answer in time; the others said: {answers}")
-            answers.append(connection.recv())
+            with self._noticing_death(rank, process):
+                answers.append(connection.recv())
         return answers
+
+    @contextmanager
+    def _noticing_death(self, rank: int, process: Any) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            process.join(5)
+            died_of = process.exitcode
+            self.stop()
+            raise RankError(f"rank {rank} died: exit code {died_of} (a negative one is a signal)") from error
 
     def stop(self) -> None:
         """End the processes."""
