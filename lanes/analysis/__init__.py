@@ -1,1 +1,1 @@
-"""Numbers from filters and activations, and pictures from numbers."""
+"""Numbers from filters and activations."""

@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lanes.analysis.filters import filter_grids
 from lanes.analysis.lane_statistics import lane_labels
 from lanes.analysis.specialisation import in_words, specialisation
 from lanes.mesh import LANE_AXIS, axis
+from lanes.pictures.filters import filter_grids
 from lanes.training.wandb_logger import LanesLogger
 from lanes.words import near
 

@@ -6,19 +6,15 @@ output channels. Give the whole weight (of a placed model: the full tensor).
 Legend: K filters over all lanes, h w their height and width in weights.
 """
 
-import math
-from functools import lru_cache
-
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from lanes.pictures.sheets import grid, titled
+
 FILTER_WIDTH = 54  # pixels on screen, about
-TITLE_SIZE, TITLE_MARGIN = 14, 4  # pixels
-TITLE_MIN_WIDTH = 190  # pixels; a narrower grid gets a canvas of this width and a title of several lines
 PERCENTILE = 99.5
-ZERO, SEPARATOR, TEXT = 128, 255, (40, 40, 40)
+ZERO = 128
 
 
 def filter_scale(weight: Tensor) -> float:
@@ -30,12 +26,6 @@ def filter_scale(weight: Tensor) -> float:
     sizes = weight.detach().abs().float().cpu().numpy().ravel()
     # An element and not an interpolation between two, so that small layers have a scale that occurs in them.
     return float(np.percentile(sizes, PERCENTILE, method="higher")) or 1.0
-
-
-def grid_columns(count: int) -> int:
-    """Return the number of columns: near-square, at least as wide as high, and of these the one with fewest blanks."""
-    least = math.ceil(math.sqrt(count))
-    return min(range(least, math.ceil(1.5 * least) + 1), key=lambda columns: (-count % columns, columns))
 
 
 def filter_grids(weight: Tensor, lanes: int, upscale: int | None = None, *, name: str = "conv1") -> list[Image.Image]:
@@ -63,8 +53,9 @@ def filter_grids(weight: Tensor, lanes: int, upscale: int | None = None, *, name
     pixels = (ZERO + 127 * np.clip(values / scale, -1, 1)).round().astype(np.uint8)
     pixels = np.broadcast_to(pixels, (*pixels.shape[:3], 3)).repeat(upscale, axis=1).repeat(upscale, axis=2)
     facts = [name, f"{count} filters {height}x{width}", f"scale ±{scale:.2g}"]
-    blocks = np.split(pixels, lanes)
-    return [_titled(_grid(block, separator_width(upscale)), lane, lanes, facts) for lane, block in enumerate(blocks)]
+    sheets = [Image.fromarray(grid(block, separator_width(upscale))) for block in np.split(pixels, lanes)]
+    longest = f"lane {lanes - 1}"
+    return [titled(sheet, [f"lane {lane}", *facts], longest=longest) for lane, sheet in enumerate(sheets)]
 
 
 def separator_width(upscale: int) -> int:
@@ -94,42 +85,3 @@ def _check(weight: Tensor, lanes: int, upscale: int | None) -> None:
         raise ValueError(
             f"{bad} of {weight.numel()} weights are not finite: training has diverged, lower the step size"
         )
-
-
-def _grid(filters: NDArray[np.uint8], gap: int) -> NDArray[np.uint8]:
-    """Lay pictures ``[n, h, w, 3]`` row by row on a grid with lines of ``gap`` pixels between and around them."""
-    count, height, width, _ = filters.shape
-    columns = grid_columns(count)
-    rows = -(-count // columns)
-    sheet = np.full((rows * columns, height + gap, width + gap, 3), SEPARATOR, dtype=np.uint8)
-    sheet[:count, gap:, gap:] = filters
-    sheet = sheet.reshape(rows, columns, height + gap, width + gap, 3).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), 3)
-    return np.pad(sheet, ((0, gap), (0, gap), (0, 0)), constant_values=SEPARATOR)
-
-
-def _titled(grid: NDArray[np.uint8], lane: int, lanes: int, facts: list[str]) -> Image.Image:
-    """Put the title above the grid, in as many lines as the width asks for; as many for every lane."""
-    font = _font()
-    width = max(grid.shape[1], TITLE_MIN_WIDTH)
-    lines = [f"lane {lanes - 1}"]  # the lines are broken for the longest number
-    for fact in facts:
-        longer = f"{lines[-1]} · {fact}"
-        if font.getlength(longer) + 2 * TITLE_MARGIN <= width:
-            lines[-1] = longer
-        else:
-            lines.append(fact)
-    lines[0] = lines[0].replace(f"lane {lanes - 1}", f"lane {lane}", 1)
-    line_height = TITLE_SIZE + 5
-    top = TITLE_MARGIN + line_height * len(lines)
-    picture = Image.new("RGB", (width, top + grid.shape[0]), (SEPARATOR,) * 3)
-    picture.paste(Image.fromarray(grid), (0, top))
-    pen = ImageDraw.Draw(picture)
-    for index, line in enumerate(lines):
-        pen.text((TITLE_MARGIN, 3 + line_height * index), line, fill=TEXT, font=font)
-    return picture
-
-
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=TITLE_SIZE)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lanes.analysis.filters import SEPARATOR, ZERO, filter_grids, filter_scale, grid_columns, separator_width
+from lanes.pictures.filters import ZERO, filter_grids, filter_scale, separator_width
+from lanes.pictures.sheets import GROUND, grid_columns
 
 
 def _pixel(picture: Image.Image, grid_shape: tuple[int, int], place: tuple[int, int, int, int], size: int, scale: int):
@@ -38,8 +39,8 @@ def test_lines_between_filters_are_neutral():
     picture = np.asarray(filter_grids(torch.zeros(4, 3, 3, 3), 1, 10)[0])
     grid = picture[-(2 * 34 + 4) :, : 2 * 34 + 4]
     for start in (0, 34, 68):
-        assert (grid[start : start + 4] == SEPARATOR).all()
-        assert (grid[:, start : start + 4] == SEPARATOR).all()
+        assert (grid[start : start + 4] == GROUND).all()
+        assert (grid[:, start : start + 4] == GROUND).all()
     assert (grid[4:34, 4:34] == ZERO).all()  # zero weights are mid-grey, not a division by zero
 
 
