@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
+from lightning_utilities.core.imports import lazy_import
 from numpy.typing import NDArray
 
 from lanes.words import near
+
+if TYPE_CHECKING:
+    import datasets
+else:  # the bundled photographs do without it, and importing it takes most of a second, in every process
+    datasets = lazy_import("datasets")
 
 LABEL_COLUMNS = (
     "label",

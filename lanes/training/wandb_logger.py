@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning_utilities.core.imports import lazy_import
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from PIL import Image
 
@@ -28,6 +28,11 @@ from lanes.training.courier import Courier
 from lanes.training.hyperparameters import plain
 from lanes.training.wandb_log import mend_log
 from lanes.training.wandb_mode import check_arguments, find_mode, in_short
+
+if TYPE_CHECKING:
+    import wandb
+else:  # as in wandb_mode
+    wandb = lazy_import("wandb")
 
 log = logging.getLogger(__name__)
 INIT_TIMEOUT_S = 20

@@ -10,10 +10,16 @@ import urllib.parse
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import wandb
+from lightning_utilities.core.imports import lazy_import
 
 from lanes.words import near
+
+if TYPE_CHECKING:
+    import wandb
+else:  # importing it takes most of a second, and only the process that logs needs it
+    wandb = lazy_import("wandb")
 
 MODES = ("auto", "online", "offline", "disabled")
 FORBIDDEN = "/\\#?%:;,'"  # wandb refuses these in project names or ids, but only when the run is opened
