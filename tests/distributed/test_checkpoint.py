@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 import lanes
-from lanes.checkpoint import check_checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
+from lanes.checkpoint import DamagedError, check_checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from lanes.mesh import DATA_AXIS, axis
 from tests import networks
 from tests.parity import loss_of, relative_error, whole
 from tests.ranks import Ranks
 
 BOUND = 1e-10
-FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
+FILES = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
 MESHES = {"1x1": (1, 1), "1x2": (2, 2), "1x4": (4, 4), "2x1": (2, 1), "2x2": (4, 2)}  # data x lane: ranks, lane devices
 STATE = {"step": 2, "best": 0.25, "history": (1, [2.5, None]), "by_epoch": {0: "a", 1: "b"}, "flag": True}
 
@@ -150,7 +150,7 @@ def undisturbed(kind: str) -> tuple[Tensors, Tensors]:
     return snapshot(net, optimizer)
 
 
-def test_the_folder_holds_three_files_in_plain_names_and_shapes(saved: tuple) -> None:
+def test_the_folder_holds_files_in_plain_names_and_shapes(saved: tuple) -> None:
     path, tensors, momenta, _ = saved
     assert {file.name for file in path.iterdir()} == FILES
     assert {file.name for file in path.parent.iterdir()} == {path.name}
@@ -160,9 +160,11 @@ def test_the_folder_holds_three_files_in_plain_names_and_shapes(saved: tuple) ->
     assert {name: t.dtype for name, t in written.items()} == {name: t.dtype for name, t in plain.items()}
     same(written, tensors)
     same(load_file(path / "optimizer.safetensors"), momenta)
-    document = json.loads((path / "state.json").read_text())
-    assert document["format"] == "lanes-checkpoint/1"
-    assert set(document["versions"]) == {"lanes", "torch", "lightning"}
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["format"] == "lanes-checkpoint/2"
+    assert set(manifest["versions"]) == {"lanes", "torch", "lightning"}
+    assert manifest["layout"] == {"replicas": 1, "lane_devices": 2}
+    assert set(manifest["files"]) == FILES - {"manifest.json"}
 
 
 def test_the_plain_model_reads_it_with_safetensors_alone(saved: tuple) -> None:
@@ -380,9 +382,9 @@ def test_an_optimizer_over_other_parameters_is_refused(tmp_path: Path) -> None:
 def test_another_format(tmp_path: Path) -> None:
     path = tmp_path / "one"
     plain_checkpoint(path)
-    document = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps(document | {"format": "lanes-checkpoint/9"}))
-    refused(path, build(1), [], "'lanes-checkpoint/9'", "'lanes-checkpoint/1'")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"format": "lanes-checkpoint/9"}))
+    refused(path, build(1), [], "'lanes-checkpoint/9'", "'lanes-checkpoint/2'", "update lanes")
 
 
 def load_refused(path: str) -> str:
@@ -390,6 +392,43 @@ def load_refused(path: str) -> str:
     with pytest.raises(ValueError, match="architecture") as error:
         load_checkpoint(path, net)
     return str(error.value)
+
+
+def load_damaged(path: str) -> str:
+    net, _, _ = placed(2)
+    with pytest.raises(DamagedError) as error:
+        load_checkpoint(path, net)
+    return str(error.value)
+
+
+def test_every_rank_refuses_what_the_first_finds_damaged(ranks: Ranks, tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path / "one")
+    plain_checkpoint(tmp_path / "two")
+    damage(tmp_path / "two" / "optimizer.safetensors")
+    for message in ranks(load_damaged, 2, str(tmp_path / "two")):
+        assert "optimizer.safetensors is not what was written" in message
+        assert str(tmp_path / "one") in message
+
+
+def write_where_nothing_can_be_written(path: str) -> str:
+    net, _, _ = placed(2)
+    with pytest.raises(OSError, match="could not be written") as error:
+        save_checkpoint(path, net)
+    return str(error.value)
+
+
+def test_every_rank_hears_that_the_first_cannot_write(ranks: Ranks, tmp_path: Path) -> None:
+    """Else the others would wait for it."""
+    (tmp_path / "file").touch()
+    for message in ranks(write_where_nothing_can_be_written, 2, str(tmp_path / "file" / "one")):
+        assert "Not a directory" in message
+
+
+def damage(file: Path) -> None:
+    """One bit is another."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def test_every_rank_refuses(ranks: Ranks, tmp_path: Path) -> None:

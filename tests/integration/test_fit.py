@@ -84,6 +84,7 @@ def test_last_lines_say_how_it_went_and_where_everything_is(fit: Fit) -> None:
     assert last == fit.last
     assert {file.name for file in checkpoint.iterdir()} == {
         "model.safetensors",
+        "manifest.json",
         "optimizer.safetensors",
         "state.json",
     }
