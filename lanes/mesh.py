@@ -120,18 +120,19 @@ def axis(mesh: DeviceMesh, name: str) -> Axis:
     return Axis(mesh.get_group(name), mesh[name].size(), mesh.get_local_rank(name))
 
 
-def replica_seed(seed: int, replica: int, epoch: int = 0) -> int:
-    """The seed of one replica's random stream in one epoch: all different, all unrelated."""
-    return int(numpy.random.SeedSequence(seed, spawn_key=(replica, epoch)).generate_state(1, numpy.uint64)[0] >> 1)
+def replica_seed(seed: int, replica: int, *point: int) -> int:
+    """The seed of one replica's random stream at a point of training, such as (epoch, step): all unrelated."""
+    point = point or (0,)
+    return int(numpy.random.SeedSequence(seed, spawn_key=(replica, *point)).generate_state(1, numpy.uint64)[0] >> 1)
 
 
-def seed_replica(mesh: DeviceMesh, seed: int, epoch: int = 0) -> None:
-    """Start the random stream of this process's replica.
+def seed_replica(mesh: DeviceMesh, seed: int, *point: int) -> None:
+    """Start the random stream of this process's replica, at a point of training such as (epoch, step).
 
     The stream is torch's default generator: all lane devices of a replica draw the same numbers from it, at the plain
     model's shapes, and keep their channels' part, so masks and augmentation do not depend on how lanes are spread.
     """
-    torch.manual_seed(replica_seed(seed, axis(mesh, DATA_AXIS).index, epoch))
+    torch.manual_seed(replica_seed(seed, axis(mesh, DATA_AXIS).index, *point))
 
 
 def check_alike(along: Axis, tensors: Sequence[Tensor], what: str) -> None:

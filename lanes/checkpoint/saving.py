@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from lanes.checkpoint.folders import write_folder
 from lanes.checkpoint.snapshot import Sets, Snapshot, first, take_snapshot
 
 log = logging.getLogger(__name__)
+AT_ONCE = 2  # the best and the last of an epoch
 
 
 def save_checkpoint(
@@ -63,16 +65,16 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._saving: Future[None] | None = None
+        self._saving: deque[Future[None]] = deque()
         self._last_good: Path | None = None
         self._to_remove: list[Path] = []
         self.failure: str | None = None  # of the newest save, if it failed
 
     def save(self, path: Path, snapshot: Snapshot) -> None:
-        """Have it written; waits for the one before, so that no more than two are in memory."""
-        if self._saving is not None:
-            self._saving.result()
-        self._saving = self._thread.submit(self._save, path, snapshot)
+        """Have it written; waits while `AT_ONCE` others are not, each of which is a network in memory."""
+        while len(self._saving) >= AT_ONCE:
+            self._saving.popleft().result()
+        self._saving.append(self._thread.submit(self._save, path, snapshot))
 
     def remove(self, path: Path) -> None:
         """Have it removed, once the newest is whole."""

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lanes.mesh import DATA_AXIS, LANE_AXIS, axis, check_alike, seed_replica
+from lanes.mesh import DATA_AXIS, LANE_AXIS, axis, check_alike
 from lanes.placement import place
 from lanes.planning import plan
 from lanes.plans import Plan
@@ -191,11 +191,6 @@ class Classifier(LightningModule):
             step = checkpoint["global_step"]
             scheduled = step + checkpoint.get("schedule_shift", 0)  # it may have been resumed on another layout itself
             self._shift = round(scheduled / before * now) - step
-
-    def on_train_epoch_start(self) -> None:
-        """Start the replica's random stream of this epoch: masks and augmentation do not depend on what came before."""
-        assert self.device_mesh is not None
-        seed_replica(self.device_mesh, self.seed, self.current_epoch)
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, classes]."""

@@ -5,6 +5,7 @@ Everything else is Lightning's ``ModelParallelStrategy``. Clipping needs no code
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,12 +13,12 @@ import lightning
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lanes.checkpoint import extra_sets, load_checkpoint, save_checkpoint
+from lanes.checkpoint import BackgroundWriter, extra_sets, load_checkpoint, take_snapshot
 from lanes.mesh import (
     DATA_AXIS,
     Axis,
@@ -28,10 +29,13 @@ from lanes.mesh import (
     init_mesh,
     one_of,
     replica_seed,
+    seed_replica,
 )
 from lanes.placement import average_statistics
 from lanes.plans import Plan
 from lanes.tracing import PlanError
+from lanes.training.position import begin_at, rescaled
+from lanes.training.wandb_logger import LanesLogger
 
 
 class Plannable(Protocol):
@@ -98,6 +102,8 @@ class LaneStrategy(ModelParallelStrategy):
         if lane_devices != "auto":
             check_lane_devices(lane_devices)
         self.lane_devices = lane_devices
+        self.about: dict[str, Any] = {}  # facts for the manifests of checkpoints
+        self._writer: BackgroundWriter | None = None  # on the first process
 
     @property
     def data_axis(self) -> Axis:
@@ -121,18 +127,43 @@ class LaneStrategy(ModelParallelStrategy):
         """Samples are divided among replicas; the lane devices of a replica read the same."""
         return {"num_replicas": self.data_axis.size, "rank": self.data_axis.index}
 
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Start the random stream of the replica's step, before augmentation draws from it.
+
+        Each step has its own: it draws the same whatever ran before it in this process, so that a training that goes on
+        from a checkpoint anywhere in an epoch needs no generator's state, and evaluations disturb nothing.
+        """
+        trainer = self._module.trainer
+        if trainer.training:
+            step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            seed_replica(self.device_mesh, _seed(), trainer.current_epoch, step)
+        return super().batch_to_device(batch, device, dataloader_idx)
+
     def process_dataloader(self, dataloader: object) -> object:
         """Let training drop what does not divide over the replicas, and evaluation see every sample once."""
         sampler = dataloader.sampler if isinstance(dataloader, DataLoader) else None
         if isinstance(dataloader, DataLoader) and dataloader.generator is None:
             # An iterator draws its workers' seed as it begins, which a resumed epoch does before the replica's stream
             # is started, and others after it: masks and augmentation would not be those of the undisturbed training.
-            seed = replica_seed(torch.initial_seed(), self.data_axis.index)
+            seed = replica_seed(_seed(), self.data_axis.index)
             dataloader.generator = torch.Generator().manual_seed(seed)
         if isinstance(sampler, DistributedSampler):
-            module: Any = self.lightning_module
-            _cover(sampler, training=module.trainer.training)
+            _cover(sampler, training=self._module.trainer.training)
+        if isinstance(dataloader, DataLoader) and self._module.trainer.training:
+            self._go_on(dataloader)
         return dataloader
+
+    def _go_on(self, dataloader: DataLoader[Any]) -> None:
+        """Let a loader begin where training stands. Its workers read ahead before the trainer tells the epoch."""
+        loop = self._module.trainer.fit_loop
+        epoch: Any = loop.epoch_progress.current
+        done = loop.epoch_loop.batch_progress.current.ready
+        inside = loop.restarting and epoch.started > epoch.processed  # the epoch's end has not come to pass
+        finished = inside and done >= len(dataloader)
+        if isinstance(dataloader.sampler, DistributedSampler):
+            dataloader.sampler.set_epoch(epoch.processed + finished)
+        if inside and 0 < done < len(dataloader) and begin_at(dataloader, done):
+            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # it is
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Over the replicas; the lane devices of a replica hold the same value."""
@@ -164,19 +195,56 @@ class LaneStrategy(ModelParallelStrategy):
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint folder in the plain model's names and shapes (lanes.checkpoint)."""
+        """Have a checkpoint folder written in the plain model's names and shapes.
+
+        While the trainer runs it goes on meanwhile, and a checkpoint that cannot be written is warned of; otherwise the
+        checkpoint is there when this returns.
+
+        Raises:
+            OSError: the trainer does not run, and the checkpoint could not be written; on every process.
+        """
         if storage_options is not None:
             raise TypeError("LaneStrategy writes folders, not streams: it takes no storage_options")
         average_statistics(self._net, self.device_mesh)
         state = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
         state["hyper_parameters"] = {k: repr(v) for k, v in state.get("hyper_parameters", {}).items()}
+        state["replicas"] = self.data_axis.size
         optimizers = self.optimizers if "optimizer_states" in checkpoint else []
         extra = {keeper.checkpoint_set: keeper.checkpoint_tensors(self._module) for keeper in self._keepers}
-        save_checkpoint(self.broadcast(filepath), self._net, optimizers, state, extra=extra)
+        about = {"wandb_run_id": self._wandb_run_id, **self.about}
+        snapshot = take_snapshot(self._net, optimizers, state, extra=extra, about=about)
+        if self.is_global_zero:
+            self._writer = self._writer or BackgroundWriter()
+            self._writer.save(Path(filepath), snapshot)
+        if self._module.trainer.state.status != TrainerStatus.RUNNING:
+            failure = self.broadcast(self.written())
+            if failure:
+                raise OSError(failure)
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        """Have a checkpoint removed, once all that were to be written are whole."""
+        if self._writer is not None:
+            self._writer.remove(Path(filepath))
+        else:
+            super().remove_checkpoint(filepath)
+
+    def teardown(self) -> None:
+        """Wait until every checkpoint is on the disk."""
+        self.written()
+        super().teardown()
+
+    def written(self) -> str | None:
+        """Wait for all checkpoints; why the newest could not be written, or None."""
+        if self._writer is None:
+            return None
+        self._writer.wait()
+        return self._writer.failure
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint folder into the network on this mesh, and into the optimizers when training goes on."""
         training = self._module.trainer.state.fn == TrainerFn.FITTING
+        self.written()
+        self.barrier()
         path = self.broadcast(checkpoint_path)
         found = extra_sets(path)
         keepers = {keeper.checkpoint_set: keeper for keeper in self._keepers}
@@ -188,6 +256,15 @@ class LaneStrategy(ModelParallelStrategy):
             raise ValueError(
                 f"{path} was not written by a training that can go on; start from its weights by model.init_from"
             )
+        before, now = state.get("replicas", self.data_axis.size), self.data_axis.size
+        if training and before != now:
+            rescaled(state["loops"], before, now)
+        if training:  # loaders were made to count their batches; they are made again where the epoch stands
+            self._module.trainer.fit_loop._combined_loader = None
+            for (
+                callback
+            ) in self._module.trainer.checkpoint_callbacks:  # else this step is saved once more, one batch on
+                callback._last_global_step_saved = state["global_step"]  # type: ignore[attr-defined]
         # Trainers read the version before anything else; lanes.save_checkpoint of a plain loop does not know it.
         return {"pytorch-lightning_version": lightning.__version__, "state_dict": {}, **state}
 
@@ -195,6 +272,12 @@ class LaneStrategy(ModelParallelStrategy):
     def _module(self) -> LightningModule:
         assert self.lightning_module is not None
         return self.lightning_module
+
+    @property
+    def _wandb_run_id(self) -> str | None:
+        """So that a training that goes on from the checkpoint can log into the same run."""
+        loggers = [logger for logger in self._module.trainer.loggers if isinstance(logger, LanesLogger)]
+        return str(loggers[0].version) if loggers and loggers[0].version else None
 
     @property
     def _keepers(self) -> list[TensorKeeper]:
@@ -206,6 +289,10 @@ class LaneStrategy(ModelParallelStrategy):
         net = getattr(self._module, "net", self._module)
         assert isinstance(net, nn.Module)
         return net
+
+
+def _seed() -> int:
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def _cover(sampler: DistributedSampler[Tensor], *, training: bool) -> None:

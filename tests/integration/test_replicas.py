@@ -158,13 +158,13 @@ def reference(
     nets = [net()]
     nets += [copy.deepcopy(nets[0]) for _ in range(len(read) - 1)]
     optimizer = make_optimizer(nets[0], 0.01)
-    streams = [{"rng": torch.Generator().manual_seed(replica_seed(0, r, epoch)).get_state()} for r in range(len(read))]
     norms = []
     for step in range(len(read[0])):
         for replica, plain in enumerate(nets):
             plain.zero_grad()
             images, labels = read[replica][step]
-            with stream(streams[replica]):
+            start = torch.Generator().manual_seed(replica_seed(0, replica, epoch, step))
+            with stream({"rng": start.get_state()}):
                 F.cross_entropy(plain(images), labels).backward()
         for same in zip(*(plain.parameters() for plain in nets), strict=True):
             if same[0].grad is not None:
