@@ -119,7 +119,7 @@ def test_long_trainings_are_thinned_evenly_and_keep_both_ends(tmp_path: Path) ->
     folder = pictures(tmp_path / "filters", lanes=1, steps=tuple(range(0, 250, 10)))
     assert write_animation(folder, "conv1", tmp_path / "film.gif", limit=4)
     shown = [frame.getpixel((5, frame.height - 5))[0] for frame, _ in frames(tmp_path / "film.gif")]
-    assert shown == pytest.approx([0, 80, 160, 240], abs=8)
+    assert shown == pytest.approx([COLOURS[0][0], 80, 160, 240], abs=8)
 
 
 def test_steps_of_another_course_are_left_out(tmp_path: Path) -> None:
