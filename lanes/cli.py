@@ -12,7 +12,10 @@ VERBS = {
     "plan": "show which layers stay in their lane and which cross, without training",
     "check": "compare the placed network with the plain one on this mesh and data, in float64",
     "features": "write a layer's outputs for every image:  lanes features -c CONFIG CHECKPOINT --layer NAME",
+    "responses": "measure layers on images, lane by lane:  lanes responses -c CONFIG CHECKPOINT [--layers NAME ...]",
     "models": "list the networks that have a name:  lanes models;  all about one:  lanes models resnext50_32x4d",
+    "filters": "a checkpoint's filters lane by lane, as pictures and numbers:  lanes filters runs/photographs/1",
+    "workspace": "make a Weights & Biases workspace for runs in lanes:  lanes workspace runs/photographs/1",
     "report": "show runs on one page, live or as a file:  lanes report RUN [RUN ...] -o report.html",
 }
 
@@ -95,6 +98,16 @@ def main(argv: list[str] | None = None) -> None:
         from lanes.report.command import run as report  # noqa: PLC0415
 
         report(args)
+        return
+    if verb == "filters":
+        from lanes.looking.command import run as look_at_filters  # noqa: PLC0415
+
+        look_at_filters(args)
+        return
+    if verb == "workspace":
+        from lanes.workspace.command import run as make_workspace  # noqa: PLC0415
+
+        make_workspace(args)
         return
     from lanes.training.commands import run  # noqa: PLC0415  (imports Lightning, which takes seconds)
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lanes.analysis.lane_statistics import lane_labels, lane_summaries, permutation_test
+from lanes.analysis.lane_tests import LEVEL, holm
 from lanes.analysis.selectivity import filter_measures
 
 MEASURES = {
@@ -16,7 +17,6 @@ MEASURES = {
     "orientation_selectivity": "orientation selectivity",
     "frequency": "spatial frequency",
 }
-LEVEL = 0.05
 
 
 def specialisation(weight: Tensor, lanes: int) -> dict[str, float]:
@@ -52,12 +52,10 @@ def specialisation(weight: Tensor, lanes: int) -> dict[str, float]:
 
 def in_words(numbers: Mapping[str, float], layer: str) -> str:
     """What `specialisation` has found, in one sentence; p-values corrected for the number of measures (Holm 1979)."""
-    tests = sorted((numbers[f"p/{name}"], name) for name in MEASURES if f"p/{name}" in numbers)
+    tests = {name: numbers[f"p/{name}"] for name in MEASURES if f"p/{name}" in numbers}
     differ: list[str] = []
     alike: list[str] = []
-    corrected = 0.0
-    for place, (p_value, name) in enumerate(tests):
-        corrected = min(1.0, max(corrected, p_value * (len(tests) - place)))
+    for corrected, name in sorted(zip(holm(list(tests.values())), tests, strict=True)):
         means = ", ".join(f"{numbers[key]:.2f}" for key in _of_lanes(numbers, name))
         told = f"means {means}; effect {numbers[f'effect/{name}']:+.2f}, p = {corrected:.2g}"
         (differ if corrected <= LEVEL else alike).append(f"{MEASURES[name]} ({told})")

@@ -9,25 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lanes.analysis.recording import whole_layer
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
 from lanes.plans import Plan
-from lanes.words import near
+from lanes.training.layer_choice import check_layer
 
 PART_BYTES = 256 * 2**20
-
-
-def in_order(training: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader of the same images as a training loader: every image once, in order."""
-    return DataLoader(
-        training.dataset,
-        batch_size=training.batch_size,
-        num_workers=training.num_workers,
-        collate_fn=training.collate_fn,
-        pin_memory=training.pin_memory,
-    )
 
 
 class FeatureWriter(BasePredictionWriter):
@@ -66,9 +54,7 @@ class FeatureWriter(BasePredictionWriter):
         Raises:
             ValueError: the network has no such layer; names those it has.
         """
-        if self.layer not in plan.layers:
-            hint = near(self.layer, plan.layers)
-            raise ValueError(f"the network runs no layer {self.layer!r}{hint}; it has {', '.join(plan.layers)}")
+        check_layer(self.layer, plan)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the layer, and begin anew."""

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lanes.analysis.lane_statistics import lane_labels
 from lanes.analysis.specialisation import in_words, specialisation
 from lanes.mesh import LANE_AXIS, axis
-from lanes.pictures.filters import filter_grids
+from lanes.pictures.animation import picture_name, take_frames, write_animation
+from lanes.pictures.distributions import specialisation_picture
+from lanes.pictures.filters import Scale, View, check_look, filter_grids
+from lanes.training.validation_look import show
 from lanes.training.wandb_logger import LanesLogger
 from lanes.words import near
 
@@ -39,8 +43,8 @@ class FirstLayer(Callback):
         lanes = getattr(net, "lanes", 1)  # of other networks the layout decides, into which their channels divide
         lane_labels(len(self._weight_of(net)), int(lanes))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what training starts from."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what training starts from; a checkpoint that it goes on from has been read."""
         if trainer.global_step == 0:
             self._gather(trainer, pl_module)
 
@@ -76,30 +80,73 @@ class FirstLayer(Callback):
 
 
 class FilterPictures(FirstLayer):
-    """Each epoch, one picture per lane of the filters of a first layer, all lanes on one scale.
+    """Each epoch, one picture per lane of the filters of a first layer; at the end of training, a film of them.
+
+    The pictures lie in the run's folder below filters/, the film beside it: filters-LAYER.gif. A training that is
+    resumed takes over the pictures of the run that it goes on from, up to the step where it does. The film is not
+    logged: wandb would keep its first frame.
 
     Args:
         layer: the layer's name in the network; it must read an image of 1 or 3 channels.
         every_n_epochs: how often.
+        view: "rgb", "grey" or "opponent"; see `filter_grids`.
+        scale: "layer", all lanes on one scale, or "filter", each filter on its own.
+
+    Raises:
+        ValueError: an argument cannot be used; the message says what can.
     """
+
+    def __init__(
+        self, layer: str = "conv1", every_n_epochs: int = 1, view: View = "rgb", scale: Scale = "layer"
+    ) -> None:
+        super().__init__(layer, every_n_epochs)
+        check_look(view, scale, owner=f"{type(self).__name__}: ")
+        self.view, self.scale = view, scale
+        self._steps: set[int] = set()
 
     def look(self, trainer: Trainer, weight: Tensor, lanes: int) -> None:
         """Write the pictures into the run's folder, and log them."""
-        folder = Path(trainer.default_root_dir) / "filters"
+        folder, step = Path(trainer.default_root_dir) / "filters", trainer.global_step
         folder.mkdir(parents=True, exist_ok=True)
-        for lane, picture in enumerate(filter_grids(weight, lanes, name=self.layer)):
-            picture.save(folder / f"filters-{self.layer}-lane{lane}-step{trainer.global_step:06d}.png")
+        for lane, picture in enumerate(filter_grids(weight, lanes, name=self.layer, view=self.view, scale=self.scale)):
+            path = folder / picture_name(self.layer, lane, step)
+            picture.save(partial := path.with_suffix(".partial"), format="PNG")
+            partial.replace(path)  # whole or not at all: the film of a run that was killed and resumed reads it
             for logger in trainer.loggers:
                 if isinstance(logger, LanesLogger):
                     caption = f"{self.layer}, lane {lane}, epoch {trainer.current_epoch}"
-                    logger.log_picture(f"filters/lane{lane}/{self.layer}", picture, trainer.global_step, caption)
+                    logger.log_picture(f"filters/lane{lane}/{self.layer}", picture, step, caption)
+        self._steps.add(step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the earlier pictures of a training that is resumed."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0 or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "filters"
+        self._steps |= take_frames(folder, folder, self.layer, trainer.global_step)
+        if trainer.ckpt_path:
+            parent = Path(trainer.ckpt_path).parent
+            run = parent.parent if parent.name == "checkpoints" else parent
+            self._steps |= take_frames(run / "filters", folder, self.layer, trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the film."""
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        try:
+            write_animation(folder / "filters", self.layer, folder / f"filters-{self.layer}.gif", steps=self._steps)
+        except OSError as error:  # a full disk, perhaps: the training has not failed by it
+            rank_zero_warn(f"no film of the filters of {self.layer}: {error}")
 
 
 class Specialisation(FirstLayer):
     """Each epoch, what the filters of each lane have become, as numbers, and whether lanes differ by more than chance.
 
     Logs ``spec/lane{i}/{measure}``, the mean over a lane's filters, and of several lanes ``spec/effect/{measure}`` and
-    ``spec/p/{measure}`` (`lanes.analysis.specialisation`); at the end of training one sentence.
+    ``spec/p/{measure}`` (`lanes.analysis.specialisation`); at the end of training one sentence. A picture of how the
+    measures are distributed in each lane is ``spec/distributions``, and in the run's folder ``specialisation/``.
 
     Args:
         layer: the layer's name in the network; it must read an image of 1 or 3 channels.
@@ -111,11 +158,14 @@ class Specialisation(FirstLayer):
         self._found: dict[str, float] = {}
 
     def look(self, trainer: Trainer, weight: Tensor, lanes: int) -> None:
-        """Log the numbers."""
+        """Log the numbers, and draw where they come from."""
         self._found = specialisation(weight, lanes)
         numbers = {f"spec/{key}": number for key, number in self._found.items()}
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
+        picture = specialisation_picture(weight, lanes, self._found, layer=self.layer)
+        caption = f"{self.layer}, measures of its filters in each lane, epoch {trainer.current_epoch}"
+        show(trainer, "spec/distributions", picture, f"specialisation/distributions-{self.layer}", caption)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say in words what the last look has found."""

@@ -45,6 +45,7 @@ def fit_results(trainer: Trainer, *, report: bool = False) -> str:
             places.append(("best checkpoint", checkpoint.best_model_path, remark))
     log = getattr(trainer.logger, "run_folder", None)
     places += [("log", log, ""), ("filter pictures", folder / "filters", "")]
+    places += [("filter film", film, "") for film in sorted(folder.glob("filters-*.gif"))]
     if report and log:
         places.append(("report", _written_report(log, folder / "report.html"), ""))
     for label, place, remark in places:

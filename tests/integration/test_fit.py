@@ -79,8 +79,9 @@ def test_ends_well(fit: Fit) -> None:
 
 def test_last_lines_say_how_it_went_and_where_everything_is(fit: Fit) -> None:
     assert f"after {STEPS} steps" in fit.result
-    assert list(fit.places) == ["best checkpoint", "last checkpoint", "log", "filter pictures", "report"]
-    checkpoint, last, log, pictures, report = (fit.folder / place.split()[0] for place in fit.places.values())
+    wanted = ["best checkpoint", "last checkpoint", "log", "filter pictures", "filter film", "report"]
+    assert list(fit.places) == wanted
+    checkpoint, last, log, pictures, film, report = (fit.folder / place.split()[0] for place in fit.places.values())
     assert last == fit.last
     assert {file.name for file in checkpoint.iterdir()} == {
         "model.safetensors",
@@ -90,6 +91,8 @@ def test_last_lines_say_how_it_went_and_where_everything_is(fit: Fit) -> None:
     }
     assert list(log.glob("*.wandb"))
     assert pictures.is_dir()
+    with Image.open(film) as opened:
+        assert getattr(opened, "n_frames", 1) == 1 + EPOCHS
     assert "filters/lane1/conv1" in report.read_text()
 
 

@@ -1,12 +1,16 @@
-"""Filter pictures: the pixel of every weight, one scale for all lanes, and readable refusals."""
+"""Filter pictures: the pixel of every weight, views and scales with known answers, and readable refusals."""
+
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lanes.pictures.filters import ZERO, filter_grids, filter_scale, separator_width
-from lanes.pictures.sheets import GROUND, grid_columns
+from lanes.analysis.selectivity import opponent_axes
+from lanes.pictures.filters import OPPONENT_PANELS, PANEL_GAP, ZERO, filter_grids, filter_scale, separator_width
+from lanes.pictures.sheets import GROUND, colour_bar, coloured, grid_columns
+from lanes.training import FilterPictures
 
 
 def _pixel(picture: Image.Image, grid_shape: tuple[int, int], place: tuple[int, int, int, int], size: int, scale: int):
@@ -110,3 +114,113 @@ def test_training_parameters_are_accepted(dtype):
 def test_what_cannot_be_drawn_is_refused(weight, lanes, upscale, message):
     with pytest.raises(ValueError, match=message):
         filter_grids(weight, lanes, upscale)
+
+
+SIGNS = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 0.0]])
+
+
+def _panels(picture: Image.Image, columns: int = 1) -> list[np.ndarray]:
+    """The panels of an opponent picture of one row of 3x3 filters at 10 pixels a weight: [3, 3 columns, 3] each."""
+    gap = separator_width(10)
+    height = 30 + 2 * gap
+    pitch = height + PANEL_GAP + colour_bar(OPPONENT_PANELS[0][1], ("", "")).height
+    panels = []
+    for place in (2, 1, 0):
+        grid = np.asarray(picture)[picture.height - height - place * pitch :][gap : gap + 30]
+        filters = [grid[5::10, gap + column * (30 + gap) :][:, 5:35:10] for column in range(columns)]
+        panels.append(np.concatenate(filters, axis=1))
+    return panels
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_pure_colour_appears_on_its_opponent_axis_only(axis):
+    weight = opponent_axes()[axis][None, :, None, None] * SIGNS
+    (picture,) = filter_grids(weight, 1, 10, view="opponent")
+    for place, (panel, (name, colours)) in enumerate(zip(_panels(picture), OPPONENT_PANELS, strict=True)):
+        if place == axis:
+            assert (panel == coloured((SIGNS.numpy() + 1) / 2, colours)).all(), name
+        else:
+            assert (panel == ZERO).all(), name
+
+
+def test_red_white_and_yellow_point_to_their_ends():
+    weight = torch.zeros(3, 3, 3, 3)
+    weight[0, 0] = weight[1] = weight[2, :2] = 1.0  # red, white, yellow
+    panels = _panels(filter_grids(weight, 1, 10, view="opponent")[0], columns=3)
+    scale = 3**0.5  # white's length along the first axis
+    along = opponent_axes() @ torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 0]], dtype=torch.float64)  # [axes, filters]
+    for panel, values, (name, colours) in zip(panels, along.numpy(), OPPONENT_PANELS, strict=True):
+        expected = coloured((values / scale + 1) / 2, colours)
+        for column in range(3):
+            assert (panel[:, 3 * column : 3 * column + 3] == expected[column]).all(), name
+    red, yellow = panels[1][0, 0].astype(int), panels[2][0, 6].astype(int)
+    assert red[0] > red[1]
+    assert yellow[:2].min() > yellow[2]
+
+
+def test_grey_filters_have_no_colour_on_opponent_axes():
+    weight = torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    intensity, *colours = _panels(filter_grids(weight, 1, 10, view="opponent")[0])
+    assert intensity.std() > 10
+    assert all((panel == ZERO).all() for panel in colours)
+
+
+def test_signs_on_opponent_axes_can_be_told_without_hues():
+    for name, colours in OPPONENT_PANELS:
+        first, middle, last = (np.dot((0.2126, 0.7152, 0.0722), (np.array(c) / 255) ** 2.2) for c in colours)
+        contrasts = [(max(pair) + 0.05) / (min(pair) + 0.05) for pair in ((first, middle), (middle, last))]
+        assert min(contrasts) > 1.9, name
+        assert (first < middle) == (middle < last), name
+
+
+def test_the_grey_view_keeps_what_is_grey_and_nothing_else():
+    weight = torch.zeros(3, 3, 3, 3)
+    weight[0] = SIGNS  # grey
+    weight[1, 0], weight[1, 1] = SIGNS, -SIGNS  # red against green
+    weight[2, 2] = SIGNS  # blue: a third of it is grey
+    (picture,) = filter_grids(weight, 1, 10, view="grey")
+    for column, share in enumerate((1, 0, 1 / 3)):
+        for y, x in ((0, 0), (0, 1), (2, 2)):
+            expected = round(ZERO + 127 * share * float(SIGNS[y, x]))
+            assert (_pixel(picture, (1, 3), (0, column, y, x), 3, 10) == expected).all()
+
+
+@pytest.mark.parametrize("view", ["rgb", "grey", "opponent"])
+def test_on_scales_of_their_own_filters_of_any_strength_look_alike(view):
+    weight = torch.randn(1, 3, 3, 3, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    weight[0] *= 1e-4
+    common, own = (filter_grids(weight, 2, 10, view=view, scale=scale) for scale in ("layer", "filter"))
+    below = own[0].height - 34  # the last grid: the titles above name the lanes
+    assert np.array_equal(np.asarray(own[0])[below:], np.asarray(own[1])[below:])
+    assert not np.array_equal(np.asarray(common[0])[-34:], np.asarray(common[1])[-34:])
+
+
+def test_on_a_scale_of_its_own_the_largest_weight_is_at_the_end():
+    weight = torch.full((2, 3, 3, 3), 0.1)
+    weight[0, 1, 1, 1], weight[1] = -0.4, 0.0
+    (picture,) = filter_grids(weight, 1, 10, scale="filter")
+    assert (_pixel(picture, (1, 2), (0, 0, 1, 1), 3, 10) == [round(128 + 127 / 4), 1, round(128 + 127 / 4)]).all()
+    assert (_pixel(picture, (1, 2), (0, 1, 1, 1), 3, 10) == ZERO).all()  # a filter of zeros
+
+
+def test_the_default_is_colour_on_one_scale():
+    weight = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    default, asked = filter_grids(weight, 2), filter_grids(weight, 2, view="rgb", scale="layer")
+    assert all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in zip(default, asked, strict=True))
+    others = [{"view": "grey"}, {"view": "opponent"}, {"scale": "filter"}]
+    assert all(filter_grids(weight, 2, **other)[0].tobytes() != default[0].tobytes() for other in others)
+
+
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [
+        ({"view": "gray"}, "view='gray' is not one of 'rgb', 'grey', 'opponent'; did you mean 'grey'?"),
+        ({"view": None}, "view=None is not one of 'rgb', 'grey', 'opponent'"),
+        ({"scale": "global"}, "scale='global' is not one of 'layer', 'filter'"),
+    ],
+)
+def test_unknown_views_and_scales_are_refused(look, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        filter_grids(torch.zeros(4, 3, 3, 3), 2, **look)
+    with pytest.raises(ValueError, match="FilterPictures: " + re.escape(message)):
+        FilterPictures(**look)

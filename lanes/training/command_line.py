@@ -1,0 +1,247 @@
+"""The verbs that read a configuration: LightningCLI, with checks before anything is spent.
+
+Kept out: telling mistakes in one line (commands.py), the verbs' own arguments (verb_arguments.py).
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lanes.checkpoint import check_checkpoint
+from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
+from lanes.training.checks import check_placed
+from lanes.training.features import FeatureWriter
+from lanes.training.first_layer import FirstLayer
+from lanes.training.image_choice import check_images, in_order
+from lanes.training.layer_choice import RunLayers, lanes_of
+from lanes.training.module import Classifier
+from lanes.training.responses import ResponseMeasures
+from lanes.training.results import fit_results, near_path
+from lanes.training.run_folders import next_folder, run_of
+from lanes.training.strategy import LaneStrategy, choose_lane_devices
+from lanes.training.verb_arguments import add_verb_arguments
+from lanes.words import near
+
+RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
+MONITORED = ("val/top1", "val/top5", "val/loss", "train/loss")  # what checkpoints and early stopping may go by
+
+
+class Mistake(Exception):
+    """Wrong input, told in one line."""
+
+
+class _Parser(LightningArgumentParser):
+    """Raises what is wrong instead of printing the usage of two hundred keys."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise Mistake(message)
+
+
+class LanesCLI(LightningCLI):
+    """LightningCLI for a :class:`Classifier` on a :class:`LaneStrategy`; every ``fit`` has a folder of its own."""
+
+    def __init__(self, verb: str, args: list[str]) -> None:
+        self.checked = False  # once it is, errors are no mistakes of the input any more
+        self.verb = verb
+        lightnings = verb in self.subcommands()
+        super().__init__(
+            Classifier,
+            LightningDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "strategy": {"class_path": "lanes.training.LaneStrategy"},
+                "logger": {"class_path": "lanes.training.LanesLogger"},
+                "default_root_dir": "runs/lanes",
+                "enable_model_summary": False,  # the plan tells more
+                "callbacks": [PlanReport(), Rates(), Health(), PredictionWriter(), RichProgressBar(leave=True)],
+            },
+            parser_class=_Parser,
+            args=[verb, *args] if lightnings else args,
+            run=lightnings,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The checkpoint callback's keys, and the image size that the data tells the model."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/top1",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "epoch={epoch:03d}-step={step:06d}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        add_verb_arguments(self.verb, parser)
+        # Of every verb, since all of them read the configuration of a training.
+        parser.add_argument("--report", type=bool, default=False, help="end fit by writing the run's page, report.html")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
+        ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
+        if self.verb == "fit":
+            folder = Path(os.environ.setdefault(RUN_FOLDER, str(next_folder(folder))))
+        else:
+            self.save_config_callback = None
+            if self.verb not in ("plan", "check"):  # what an evaluation writes lies with the run that it evaluates
+                folder = run_of(config.ckpt_path)
+            if ours:  # a run of its own for a few figures that are printed; another logger was asked for
+                config.trainer.logger, ours = False, False
+        config.trainer.default_root_dir = str(folder)
+        if ours:
+            logger.init_args.save_dir = folder
+            logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(folder / "checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Beside the best checkpoint keep the last: Lightning's ``save_last`` is the last *best*."""
+        if self._get(self.config_init, "trainer").enable_progress_bar is False:
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
+        trainer = super().instantiate_trainer(**kwargs)
+        folder = self._get(self.config_init, "checkpoint").dirpath
+        trainer.callbacks.append(ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False))  # type: ignore[attr-defined]
+        return trainer
+
+    def layout(self) -> int:
+        """The number of lane devices that the configuration leads to.
+
+        Raises:
+            ValueError: it cannot be.
+        """
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, LaneStrategy):
+            raise ValueError(f"trainer.strategy is {type(strategy).__name__}; use lanes.training.LaneStrategy")
+        self.model.trainer = self.trainer
+        return choose_lane_devices(self.model, strategy.lane_devices, strategy.num_processes, self.trainer.num_nodes)
+
+    def check(self) -> None:
+        """Find the mistakes that can be found before processes start: layout, network, data, checkpoint.
+
+        Raises:
+            ValueError: names the value and the way out.
+        """
+        model = self.model
+        self.layout()
+        self.datamodule.trainer = self.trainer
+        self.datamodule.prepare_data()
+        classes = getattr(self.datamodule, "num_classes", None)
+        if classes is not None and classes != model.num_classes:
+            raise ValueError(
+                f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes to "
+                f"{classes}"
+            )
+        path = (self.config[self.subcommand] if self.subcommand else self.config).get("ckpt_path")
+        if path:
+            model.init_from = None  # the checkpoint's weights replace them; the file need not be there any more
+        model.check()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FirstLayer):
+                callback.check(model.plain_net())
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *MONITORED):
+                raise ValueError(
+                    f"{type(callback).__name__}: there is no {monitor!r} to monitor{near(str(monitor), MONITORED)} "
+                    f"(there are {', '.join(MONITORED)})"
+                )
+            if isinstance(callback, Health):
+                callback.check(self.trainer)
+        if path and path not in ("best", "last", "hpc"):
+            check_checkpoint(path, model.plain_net())
+        self.checked = True
+
+    before_fit = before_validate = before_test = before_predict = check
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Say how it went and where everything is."""
+        print(fit_results(self.trainer, report=self.config[self.subcommand].report))
+
+    @rank_zero_only
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        print(f"predictions:     {near_path(self.trainer.default_root_dir)}/predictions-*.csv")
+
+    def show_plan(self) -> None:
+        """The verb ``plan``."""
+        lane_devices = self.layout()
+        plan = self.model.plan(lane_devices)
+        print(f"mesh: {self.trainer.world_size // lane_devices} x {lane_devices} (replicas x lane devices)\n{plan}")
+        if self.config.save:
+            plan.save(self.config.save)
+
+    def check_placed(self) -> None:
+        """The verb ``check``.
+
+        Raises:
+            SystemExit: code 1, the placed network is not the plain one.
+        """
+        if self.config.images < 1:
+            raise ValueError(f"--images {self.config.images} is too few: give at least 1")
+        self.check()
+        self.checked = False  # what cannot be checked is a mistake of the input too, which all processes find
+        report = check_placed(self.trainer, self.model, self.datamodule, self.config.images)
+        if self.trainer.is_global_zero:
+            print(f"mesh: {report.replicas} x {report.lane_devices} (replicas x lane devices), float64\n{report}")
+            raise SystemExit(0 if report.passed else 1)
+
+    def write_features(self) -> None:
+        """The verb ``features``."""
+        path, layer, split = self.config.ckpt_path, self.config.layer, self.config.split
+        folder = Path(self.config.out or run_of(path) / "features")
+        writer = FeatureWriter(layer, folder, about={"checkpoint": str(path), "split": split})
+        RunLayers(self.model, self.model.plan(self.layout())).check(layer)
+        self.check()
+        self._predict(writer)
+        if self.trainer.is_global_zero:
+            print(f"features: {near_path(folder)}/{writer.pattern}")
+
+    def measure_responses(self) -> None:
+        """The verb ``responses``."""
+        path, split, images = self.config.ckpt_path, self.config.split, self.config.images
+        folder = Path(self.config.out or run_of(path) / "responses")
+        lane_devices = self.layout()
+        check_images(images, replicas=self.trainer.world_size // lane_devices)
+        run_layers = RunLayers(self.model, self.model.plan(lane_devices))
+        layers = run_layers.chosen(self.config.layers)
+        lanes = lanes_of(self.model.plain_net(), self.config.lanes)
+        measures = ResponseMeasures(
+            layers,
+            laned=run_layers.divided(layers, lanes),
+            lanes=lanes,
+            folder=folder,
+            about={"checkpoint": str(path), "split": split},
+        )
+        measures.check(self.model.image_shape, self.datamodule)
+        self.check()
+        self.datamodule.views = 1  # what is measured is measured on the centre crop
+        self._predict(measures, images=images)
+        if self.trainer.is_global_zero:
+            print(f"{measures.words}\n\nresponses: {near_path(folder)}")
+
+    def _predict(self, looking: Callback, *, images: int | None = None) -> None:
+        """Run the checkpoint on the split's images, every one once, and let one callback look on.
+
+        Args:
+            looking: the callback.
+            images: so many of them, drawn; None: all.
+        """
+        data, trainer = self.datamodule, self.trainer
+        self.model.compile_backend = None  # layers are looked at one by one
+        loader = data.train_dataloader if self.config.split == "train" else data.val_dataloader
+        as_it_is = self.config.split == "val" and images is None
+        data.predict_dataloader = loader if as_it_is else lambda: in_order(loader(), images=images)
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, PredictionWriter)]  # type: ignore[attr-defined]
+        trainer.callbacks.append(looking)  # type: ignore[attr-defined]
+        trainer.predict(self.model, datamodule=data, ckpt_path=self.config.ckpt_path, return_predictions=False)
