@@ -20,7 +20,10 @@ from lanes.checkpoint.loading import extra_sets as extra_sets
 from lanes.checkpoint.loading import is_checkpoint as is_checkpoint
 from lanes.checkpoint.loading import load_checkpoint as load_checkpoint
 from lanes.checkpoint.manifest import MODEL as MODEL
+from lanes.checkpoint.manifest import STATE as STATE
+from lanes.checkpoint.manifest import SUFFIX as SUFFIX
 from lanes.checkpoint.manifest import DamagedError as DamagedError
+from lanes.checkpoint.manifest import read_manifest as read_manifest
 from lanes.checkpoint.manifest import shapes as shapes
 from lanes.checkpoint.saving import BackgroundWriter as BackgroundWriter
 from lanes.checkpoint.saving import save_checkpoint as save_checkpoint

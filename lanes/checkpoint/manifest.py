@@ -37,7 +37,7 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
     sync_folder(folder)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: str | Path) -> dict[str, Any]:
     """The manifest of a checkpoint of a format that this version reads.
 
     Raises:
@@ -45,6 +45,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         DamagedError: the manifest is damaged.
         ValueError: the checkpoint is of another format.
     """
+    path = Path(path)
     if not (path / MODEL).is_file() and not (path / MANIFEST).is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: a folder with {MODEL} and {MANIFEST} is expected")
     if not (path / MANIFEST).is_file():

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from lanes.checkpoint import check_checkpoint
+from lanes.checkpoint import check_checkpoint, read_manifest
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter
@@ -22,7 +22,7 @@ from lanes.training.layer_choice import RunLayers, lanes_of
 from lanes.training.module import Classifier
 from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
-from lanes.training.run_folders import next_folder, run_of
+from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
 from lanes.training.verb_arguments import add_verb_arguments
 from lanes.words import near
@@ -33,6 +33,10 @@ MONITORED = ("val/top1", "val/top5", "val/loss", "train/loss")  # what checkpoin
 
 class Mistake(Exception):
     """Wrong input, told in one line."""
+
+
+class LostError(RuntimeError):
+    """A training has ended, and its last checkpoint could not be written."""
 
 
 class _Parser(LightningArgumentParser):
@@ -87,10 +91,11 @@ class LanesCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        goes_on = self._find_last(config) if config.get("ckpt_path") == "last" else None
         folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
         ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
         if self.verb == "fit":
-            folder = Path(os.environ.setdefault(RUN_FOLDER, str(next_folder(folder))))
+            folder = Path(os.environ.setdefault(RUN_FOLDER, str(goes_on or next_folder(folder))))
         else:
             self.save_config_callback = None
             if self.verb not in ("plan", "check"):  # what an evaluation writes lies with the run that it evaluates
@@ -100,9 +105,30 @@ class LanesCLI(LightningCLI):
         config.trainer.default_root_dir = str(folder)
         if ours:
             logger.init_args.save_dir = folder
+            if goes_on and config.ckpt_path:
+                logger.init_args.run_id = logger.init_args.run_id or read_manifest(config.ckpt_path)["wandb_run_id"]
             logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(folder / "checkpoints")
+
+    def _find_last(self, config: Any) -> Path | None:
+        """Put the newest whole checkpoint of the newest run in the place of "last"; return the run's folder.
+
+        A training goes on in that folder and in the same run of Weights & Biases. If the run has come to no checkpoint
+        yet it begins anew there, so that a job that is started again and again needs no other command the first time.
+        """
+        root = Path(config.trainer.default_root_dir)
+        run = Path(os.environ[RUN_FOLDER]) if RUN_FOLDER in os.environ else last_run(root)
+        found, wrong = last_checkpoint(run) if run else (None, [])
+        for problem in wrong:
+            rank_zero_warn(f"not taken: {problem}")
+        if found is None and self.verb != "fit":
+            raise ValueError(f"there is no checkpoint in {run or root} to go by; give --ckpt_path the folder of one")
+        rank_zero_info(
+            f"going on from {found}" if found else f"no checkpoint in {run or root} yet: training begins anew"
+        )
+        config.ckpt_path = str(found) if found else None
+        return run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Beside the best checkpoint keep the last: Lightning's ``save_last`` is the last *best*."""
@@ -157,7 +183,7 @@ class LanesCLI(LightningCLI):
                 )
             if isinstance(callback, Health):
                 callback.check(self.trainer)
-        if path and path not in ("best", "last", "hpc"):
+        if path and path not in ("best", "hpc"):
             check_checkpoint(path, model.plain_net())
         self.checked = True
 
@@ -167,6 +193,10 @@ class LanesCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say how it went and where everything is."""
         print(fit_results(self.trainer, report=self.config[self.subcommand].report))
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, LaneStrategy)
+        if failure := strategy.written():
+            raise LostError(failure)
 
     @rank_zero_only
     def after_predict(self) -> None:

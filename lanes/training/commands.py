@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lanes.data.decoding import BadImageError
-from lanes.training.command_line import RUN_FOLDER, LanesCLI, Mistake
+from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
 from lanes.training.quiet import hush
@@ -39,6 +39,8 @@ def run(verb: str, args: list[str]) -> None:
         }
         if verb in ours:
             ours[verb]()
+    except LostError as lost:
+        _fail(verb, lost, code=1)
     except NonFiniteError as end:
         # Only the first process fails: Lightning kills that one if another fails first.
         if cli.trainer.is_global_zero:
