@@ -43,7 +43,7 @@ KEYS = {  # of a configuration: the project's own, and those of Lightning that o
     "--data": "lanes.training.Images, Photographs; arguments below --data.init_args",
     "--checkpoint.monitor": "what makes a checkpoint the best; also checkpoint.mode, .save_top_k, ...",
     "--report": "true: end by writing the run's page, report.html (lanes report)",
-    "--ckpt_path": "the checkpoint to go on from, or to evaluate",
+    "--ckpt_path": "the checkpoint to go on from, or to evaluate; last: the newest whole one of the newest run",
 }
 
 

@@ -124,9 +124,8 @@ class LanesCLI(LightningCLI):
             rank_zero_warn(f"not taken: {problem}")
         if found is None and self.verb != "fit":
             raise ValueError(f"there is no checkpoint in {run or root} to go by; give --ckpt_path the folder of one")
-        rank_zero_info(
-            f"going on from {found}" if found else f"no checkpoint in {run or root} yet: training begins anew"
-        )
+        begins_anew = f"no checkpoint in {run or root} yet: training begins anew"
+        rank_zero_info(f"going on from {found}" if found else begins_anew)
         config.ckpt_path = str(found) if found else None
         return run
 
