@@ -4,7 +4,7 @@
 const LANE = /(^|[/_])lane(\d+)(?=[/_]|$)/;
 const PHASES = ["train", "val", "test"];
 const UNITS = [[/_per_s$/, "1/s"], [/_s$/, "s"], [/_ms$/, "ms"], [/_MiB$/, "MiB"], [/_GiB$/, "GiB"]];
-const TITLES = { "": "Speed and progress", training: "Training and validation", spec: "Lanes", health: "Health of the weights" };
+const TITLES = { "": "Speed and progress", training: "Training and validation", spec: "Lanes", health: "Health of the weights", corr: "Between layers" };
 
 const TITLES_OF_CHARTS = { lr: "learning rate", top1: "top-1 accuracy (share)", top5: "top-5 accuracy (share)" };
 

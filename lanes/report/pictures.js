@@ -43,7 +43,7 @@ function layFilms(room, groups, runs, sources) {
   for (const group of sorted) {
     const shots = group.members.flatMap((member) => member.run.pictures[member.key]);
     const widest = Math.max(1, ...shots.map((shot) => shot[3]));
-    const block = element("div", { class: "kind" }, element("h2", {}, [sectionTitle(group.section), words(group.chart)].filter(Boolean).join(" · ")));
+    const block = element("div", { class: "kind" }, element("h2", {}, [group.section && sectionTitle(group.section), group.section ? words(group.chart) : sectionTitle(group.chart)].filter(Boolean).join(" · ")));
     const lanes = group.members[0].lane !== null;
     const row = (members, label) => {
       const grid = element("div", { class: "films" });

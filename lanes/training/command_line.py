@@ -24,6 +24,7 @@ from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
 from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
+from lanes.training.validation_look import ValidationLook
 from lanes.training.verb_arguments import add_verb_arguments
 from lanes.words import near
 
@@ -157,8 +158,7 @@ class LanesCLI(LightningCLI):
         Raises:
             ValueError: names the value and the way out.
         """
-        model = self.model
-        self.layout()
+        model, lane_devices = self.model, self.layout()
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
         classes = getattr(self.datamodule, "num_classes", None)
@@ -174,6 +174,9 @@ class LanesCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FirstLayer):
                 callback.check(model.plain_net())
+            if isinstance(callback, ValidationLook) and self.verb == "fit":
+                replicas = self.trainer.world_size // lane_devices
+                callback.check(model, self.datamodule, lane_devices=lane_devices, replicas=replicas)
             monitor = getattr(callback, "monitor", None)
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *MONITORED):
                 raise ValueError(
