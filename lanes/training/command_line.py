@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -136,6 +137,9 @@ class LanesCLI(LightningCLI):
             callbacks = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, LaneStrategy):
+            config = self.config[self.subcommand] if self.subcommand else self.config
+            trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(config))
         folder = self._get(self.config_init, "checkpoint").dirpath
         trainer.callbacks.append(ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False))  # type: ignore[attr-defined]
         return trainer
