@@ -2,7 +2,7 @@
 
 Each filter is measured by itself, in float64: a lane device measures the filters that it holds, and only asking which
 of them are dead needs all of them (`FilterMeasures.gathered`). Kept out: how layers answer to images (responses.py) and
-to gratings (gratings.py), pictures (filters.py), comparing lanes.
+to gratings (gratings.py), pictures (pictures/), comparing lanes.
 
 Legend: K filters, or those of them that this process holds; C their channels, 3 (RGB) or 1 (grey); h w pixels.
 """
