@@ -195,7 +195,7 @@ def test_the_checkpoint_that_is_meant(training: Path) -> None:
     file = checkpoints / "last.ckpt" / "model.safetensors"
     assert find_weights(file).place == checkpoints / "last.ckpt"
     (checkpoints / "best.ckpt").rename(checkpoints / "gone")  # what the last one calls the best is not there
-    (checkpoints / "gone" / "state.json").unlink()
+    (checkpoints / "gone" / "manifest.json").unlink()
     found = find_weights(training)
     assert found.place == checkpoints / "last.ckpt"
     assert "the last of" in found.remark
