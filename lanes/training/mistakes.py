@@ -36,6 +36,11 @@ def one_line(message: str, keys: Iterable[str], args: list[str]) -> str:
         if found := pattern.search(text):
             wrong = found.group(1)
             known = [key for key in (*keys, *_constructor_keys(args)) if not key.endswith(".help")]
+            if any(key.rpartition(".")[2] == wrong for key in known):
+                return (
+                    f"there is no key {wrong!r} at that place (what is given after a list, such as trainer.callbacks, "
+                    "goes to its last entry)"
+                )
             return f"there is no key {wrong!r}{_nearest_key(wrong, known)}"
     if found := _UNKNOWN_CLASS.search(text):
         module, wrong = found.groups()

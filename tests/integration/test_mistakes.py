@@ -27,7 +27,14 @@ CASES = {
     "a typo of the network": ([f"{NET}.lane", "4"], ["'lane'", "did you mean 'lanes'"]),
     "a typo of the data": (["--data.init_args.batchsize", "4"], ["'batchsize'", "did you mean 'batch_size'"]),
     "an unknown class": (["--model.net", "lanes.models.AlexNett"], ["AlexNett", "did you mean 'AlexNet'"]),
-    "an unknown layer to picture": (["--trainer.callbacks.layer", "conv9"], ["conv9", "conv1"]),
+    "an unknown layer to picture": (
+        ["--trainer.callbacks+", "lanes.training.FilterPictures", "--trainer.callbacks.layer", "conv9"],
+        ["conv9", "conv1"],
+    ),
+    "a key of another entry of a list": (
+        ["--trainer.callbacks.layer", "conv9"],
+        ["no key 'layer' at that place", "goes to its last entry"],
+    ),
     "a layer that cannot be placed": (
         ["--model.net", "tests.integration.networks.WithLayerNorm", "--trainer.strategy.lane_devices", "2"],
         ["norm", "LayerNorm over [62, 62]", "ChannelLayerNorm"],

@@ -21,6 +21,7 @@ from tests.wandb_processes import read_run, run
 
 PRELUDE = """
 import json, logging, os, pickle, signal, sys, time
+from contextlib import suppress
 from pathlib import Path
 from PIL import Image
 from lanes.training import wandb_logger
@@ -28,8 +29,10 @@ from lanes.training.wandb_logger import LanesLogger
 logging.basicConfig(stream=sys.stdout, format="LOG %(message)s", level=logging.WARNING)
 
 def cores():
-    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
-    pids = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    pids = []
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            pids += map(int, (task / "children").read_text().split())
     return [pid for pid in pids if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 def kill_core():
