@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lanes.checkpoint import DamagedError
 from lanes.data.decoding import BadImageError
 from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
@@ -39,12 +40,11 @@ def run(verb: str, args: list[str]) -> None:
         }
         if verb in ours:
             ours[verb]()
-    except LostError as lost:
-        _fail(verb, lost, code=1)
-    except NonFiniteError as end:
+    except (NonFiniteError, LostError, DamagedError) as end:
         # Only the first process fails: Lightning kills that one if another fails first.
-        if cli.trainer.is_global_zero:
-            _fail(verb, end, code=1)
+        started = getattr(cli, "checked", False)
+        if not started or cli.trainer.is_global_zero:
+            _fail(verb, end, code=1 if started else 2)
     except Mistake as mistake:
         parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
         keys = [action.dest for parser in parsers for action in parser._actions]

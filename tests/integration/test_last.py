@@ -103,6 +103,21 @@ def test_a_damaged_checkpoint_is_passed_over(killed: Path, undisturbed: Path, tm
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_bit_that_is_another(killed: Path, tmp_path: Path) -> None:
+    """Found when all of it is read, after processes have started: one line all the same."""
+    folder = Path(shutil.copytree(killed, tmp_path / "killed"))
+    file = folder / "runs/1/checkpoints/last.ckpt/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    layout = ("--trainer.devices", 2, "--trainer.logger", "false")
+    answer = lanes(*FIT, *layout, "--ckpt_path", "runs/1/checkpoints/last.ckpt", folder=folder)
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    (line,) = [line for line in answer.stderr.splitlines() if "error:" in line]
+    assert "last.ckpt is damaged: model.safetensors is not what was written" in line
+
+
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
     answer = lanes(*FIT, "--trainer.max_epochs", 1, "--ckpt_path", "last", folder=tmp_path)
     assert answer.returncode == 0, answer.stderr
