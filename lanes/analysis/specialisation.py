@@ -57,7 +57,7 @@ def in_words(numbers: Mapping[str, float], layer: str) -> str:
     alike: list[str] = []
     for corrected, name in sorted(zip(holm(list(tests.values())), tests, strict=True)):
         means = ", ".join(f"{numbers[key]:.2f}" for key in _of_lanes(numbers, name))
-        told = f"means {means}; effect {numbers[f'effect/{name}']:+.2f}, p = {corrected:.2g}"
+        told = f"means {means}; effect {numbers[f'effect/{name}']:+.2f}, corrected p = {corrected:.2g}"
         (differ if corrected <= LEVEL else alike).append(f"{MEASURES[name]} ({told})")
     if not tests:
         return f"{layer}: fewer than two lanes have filters that can be compared"
