@@ -25,7 +25,8 @@ def test_two_lanes_of_which_one_is_coloured() -> None:
     assert found["p/orientation_selectivity"] > 0.05
     assert found["lane0/orientation_selectivity"] > 0.7
     words = in_words(found, "conv1")
-    assert words.startswith("conv1: lanes differ in colour selectivity (means 0.00, 1.00; effect -1.00, corrected p = 0.0003)")
+    told = "means 0.00, 1.00; effect -1.00, corrected p = 0.0003"
+    assert words.startswith(f"conv1: lanes differ in colour selectivity ({told})")
     assert "; not, by more than chance, in " in words
 
 
