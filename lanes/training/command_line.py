@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lanes.checkpoint import check_checkpoint, read_manifest
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
@@ -123,7 +123,7 @@ class LanesCLI(LightningCLI):
         run = Path(os.environ[RUN_FOLDER]) if RUN_FOLDER in os.environ else last_run(root)
         found, wrong = last_checkpoint(run) if run else (None, [])
         for problem in wrong:
-            rank_zero_warn(f"not taken: {problem}")
+            rank_zero_info(f"not taken: {problem}")
         if found is None and self.verb != "fit":
             raise ValueError(f"there is no checkpoint in {run or root} to go by; give --ckpt_path the folder of one")
         begins_anew = f"no checkpoint in {run or root} yet: training begins anew"
