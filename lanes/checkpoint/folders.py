@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from lanes.checkpoint.manifest import MANIFEST, STATE, DamagedError, read_manifest, seal, sync_folder, verify
+from lanes.checkpoint.manifest import MANIFEST, STATE, SUFFIX, DamagedError, read_manifest, seal, sync_folder, verify
 from lanes.checkpoint.snapshot import Snapshot
 
 PARTIAL, OLD = ".partial", ".old"
@@ -46,11 +46,11 @@ def _save(tensors: dict, file: Path) -> None:
 
 
 def mend(folder: Path) -> None:
-    """Put right what a kill left behind: a whole checkpoint gets its name back, all else goes."""
+    """Put right what a kill left behind: a whole checkpoint gets its name back, half-written ones go; nothing else."""
     if not folder.is_dir():
         return
     for ending in (PARTIAL, OLD):  # if both are whole, the newer
-        for remains in sorted(folder.glob(f".*{ending}")):
+        for remains in filter(_ours, sorted(folder.glob(f".*{ending}"))):
             path = remains.with_name(remains.name.removeprefix(".").removesuffix(ending))
             if not path.exists() and _whole(remains):
                 remains.rename(path)
@@ -89,6 +89,13 @@ def with_way_out(path: Path, mistake: DamagedError) -> DamagedError:
     other, _ = newest_whole(path.parent)
     way_out = f"the newest whole checkpoint beside it is {other}" if other else "no checkpoint beside it is whole"
     return DamagedError(f"{mistake}; {way_out}")
+
+
+def _ours(remains: Path) -> bool:
+    """Whether a folder holds nothing but files of a checkpoint: others may lie there whose names end alike."""
+    return remains.is_dir() and all(
+        file.is_file() and (file.suffix == SUFFIX or file.name in (STATE, MANIFEST)) for file in remains.iterdir()
+    )
 
 
 def _whole(path: Path) -> bool:

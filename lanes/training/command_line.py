@@ -108,7 +108,7 @@ class LanesCLI(LightningCLI):
         if ours:
             logger.init_args.save_dir = folder
             if goes_on and config.ckpt_path:
-                logger.init_args.run_id = logger.init_args.run_id or read_manifest(config.ckpt_path)["wandb_run_id"]
+                logger.init_args.run_id = logger.init_args.run_id or read_manifest(config.ckpt_path).get("wandb_run_id")
             logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(folder / "checkpoints")

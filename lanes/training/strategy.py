@@ -261,9 +261,8 @@ class LaneStrategy(ModelParallelStrategy):
             rescaled(state["loops"], before, now)
         if training:  # loaders were made to count their batches; they are made again where the epoch stands
             self._module.trainer.fit_loop._combined_loader = None
-            for (
-                callback
-            ) in self._module.trainer.checkpoint_callbacks:  # else this step is saved once more, one batch on
+            # And callbacks would save this step once more, one batch on.
+            for callback in self._module.trainer.checkpoint_callbacks:
                 callback._last_global_step_saved = state["global_step"]  # type: ignore[attr-defined]
         # Trainers read the version before anything else; lanes.save_checkpoint of a plain loop does not know it.
         return {"pytorch-lightning_version": lightning.__version__, "state_dict": {}, **state}

@@ -141,6 +141,17 @@ def test_only_the_old_one_is_whole(tmp_path: Path) -> None:
     assert value_of(tmp_path / "last") == 1
 
 
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    """Checkpoints may be written into any folder, a home folder, too."""
+    for name in (".vim.old", ".config.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text("{}")
+    (tmp_path / ".profile.old").write_text("a file")
+    save(tmp_path / "last", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {".vim.old", ".config.partial", ".profile.old", "last"}
+    assert (tmp_path / ".vim.old" / "settings.json").is_file()
+
+
 KILLED = """
 import sys, torch
 from pathlib import Path
