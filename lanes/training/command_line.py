@@ -4,6 +4,7 @@ Kept out: telling mistakes in one line (commands.py), the verbs' own arguments (
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lanes.checkpoint import check_checkpoint, read_manifest
+from lanes.training.agreement import Agreement
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter
@@ -25,8 +27,10 @@ from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
 from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
+from lanes.training.supervisor import supervise
 from lanes.training.validation_look import ValidationLook
 from lanes.training.verb_arguments import add_verb_arguments
+from lanes.training.watch import Watch
 from lanes.words import near
 
 RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
@@ -53,7 +57,7 @@ class LanesCLI(LightningCLI):
 
     def __init__(self, verb: str, args: list[str]) -> None:
         self.checked = False  # once it is, errors are no mistakes of the input any more
-        self.verb = verb
+        self.verb, self.args = verb, args
         lightnings = verb in self.subcommands()
         super().__init__(
             Classifier,
@@ -66,7 +70,9 @@ class LanesCLI(LightningCLI):
                 "logger": {"class_path": "lanes.training.LanesLogger"},
                 "default_root_dir": "runs/lanes",
                 "enable_model_summary": False,  # the plan tells more
-                "callbacks": [PlanReport(), Rates(), Health(), PredictionWriter(), RichProgressBar(leave=True)],
+                "callbacks": [
+                    *(PlanReport(), Rates(), Health(), PredictionWriter(), Agreement(), RichProgressBar(leave=True))
+                ],
             },
             parser_class=_Parser,
             args=[verb, *args] if lightnings else args,
@@ -77,6 +83,7 @@ class LanesCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The checkpoint callback's keys, and the image size that the data tells the model."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Watch, "watch")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/top1",
@@ -159,8 +166,11 @@ class LanesCLI(LightningCLI):
     def check(self) -> None:
         """Find the mistakes that can be found before processes start: layout, network, data, checkpoint.
 
+        Then, of several processes on this node, start them: each runs the verb, and this one watches.
+
         Raises:
             ValueError: names the value and the way out.
+            SystemExit: the processes that this one has started are through.
         """
         model, lane_devices = self.model, self.layout()
         self.datamodule.trainer = self.trainer
@@ -192,6 +202,11 @@ class LanesCLI(LightningCLI):
         if path and path not in ("best", "hpc"):
             check_checkpoint(path, model.plain_net())
         self.checked = True
+        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1 and not environment.creates_processes_externally:
+            raise SystemExit(
+                supervise([sys.executable, "-m", "lanes", self.verb, *self.args], self.trainer.num_devices)
+            )
 
     before_fit = before_validate = before_test = before_predict = check
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lanes.data.decoding import BadImageError
+from lanes.training.agreement import StoppedError, UnlikeError
 from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
@@ -39,12 +40,10 @@ def run(verb: str, args: list[str]) -> None:
         }
         if verb in ours:
             ours[verb]()
-    except LostError as lost:
-        _fail(verb, lost, code=1)
-    except NonFiniteError as end:
-        # Only the first process fails: Lightning kills that one if another fails first.
+    except (StoppedError, UnlikeError, LostError, NonFiniteError) as end:
+        # All of them stop; only the first process fails and says why: it would be ended if another failed before it.
         if cli.trainer.is_global_zero:
-            _fail(verb, end, code=1)
+            _fail(verb, end, code=128 + end.signal if isinstance(end, StoppedError) else 1)
     except Mistake as mistake:
         parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
         keys = [action.dest for parser in parsers for action in parser._actions]
