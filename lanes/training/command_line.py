@@ -27,7 +27,7 @@ from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
 from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
-from lanes.training.supervisor import supervise
+from lanes.training.supervisor import RESTARTED, supervise
 from lanes.training.validation_look import ValidationLook
 from lanes.training.verb_arguments import add_verb_arguments
 from lanes.training.watch import Watch
@@ -95,12 +95,21 @@ class LanesCLI(LightningCLI):
         add_verb_arguments(self.verb, parser)
         # Of every verb, since all of them read the configuration of a training.
         parser.add_argument("--report", type=bool, default=False, help="end fit by writing the run's page, report.html")
+        parser.add_argument(
+            "--restarts", type=int, default=0, help="how often fit goes on by itself after a process has failed"
+        )
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    @property
+    def _config(self) -> Any:
+        """Of the verb."""
+        return self.config[self.subcommand] if self.subcommand else self.config
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        goes_on = self._find_last(config) if config.get("ckpt_path") == "last" else None
+        config = self._config
+        again = os.environ.get(RESTARTED, "0") != "0"
+        goes_on = self._find_last(config) if config.get("ckpt_path") == "last" or again else None
         folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
         ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
         if self.verb == "fit":
@@ -145,8 +154,7 @@ class LanesCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, LaneStrategy):
-            config = self.config[self.subcommand] if self.subcommand else self.config
-            trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(config))
+            trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(self._config))
         folder = self._get(self.config_init, "checkpoint").dirpath
         trainer.callbacks.append(ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False))  # type: ignore[attr-defined]
         return trainer
@@ -181,7 +189,7 @@ class LanesCLI(LightningCLI):
                 f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes to "
                 f"{classes}"
             )
-        path = (self.config[self.subcommand] if self.subcommand else self.config).get("ckpt_path")
+        path = self._config.get("ckpt_path")
         if path:
             model.init_from = None  # the checkpoint's weights replace them; the file need not be there any more
         model.check()
@@ -204,16 +212,16 @@ class LanesCLI(LightningCLI):
         self.checked = True
         environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
         if self.trainer.world_size > 1 and not environment.creates_processes_externally:
-            raise SystemExit(
-                supervise([sys.executable, "-m", "lanes", self.verb, *self.args], self.trainer.num_devices)
-            )
+            command = [sys.executable, "-m", "lanes", self.verb, *self.args]
+            restarts = self._config.restarts if self.verb == "fit" else 0
+            raise SystemExit(supervise(command, self.trainer.num_devices, restarts=restarts))
 
     before_fit = before_validate = before_test = before_predict = check
 
     @rank_zero_only
     def after_fit(self) -> None:
         """Say how it went and where everything is."""
-        print(fit_results(self.trainer, report=self.config[self.subcommand].report))
+        print(fit_results(self.trainer, report=self._config.report))
         strategy = self.trainer.strategy
         assert isinstance(strategy, LaneStrategy)
         if failure := strategy.written():

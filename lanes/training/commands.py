@@ -16,6 +16,7 @@ from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
 from lanes.training.quiet import hush
+from lanes.training.supervisor import end_with_supervisor
 
 MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException)
 
@@ -27,6 +28,7 @@ def run(verb: str, args: list[str]) -> None:
         SystemExit: code 2 for a mistake in the input, 1 if training had to stop or a check failed; after one line.
     """
     hush()
+    end_with_supervisor()
     cli: Any = None
     first = RUN_FOLDER not in os.environ
     try:

@@ -5,24 +5,32 @@ on and the processes given time to save; the first to die is named; the others a
 hang in an exchange. Kept out: what processes do, and hangs (watch.py).
 """
 
+import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from lanes.training.watch import HUNG, PULSES, read_pulse
+
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 LOOK_S = 0.05
 MERCY_S = 5.0  # between the first process that dies and the end of the others, which may have something to say
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SUPERVISOR = "LANES_SUPERVISOR"  # tells a process who started it
 RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # tells a process how often it was started again
 
 
@@ -49,21 +57,37 @@ def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> i
         monitor_interval=0.2,
         signals_to_handle="SIGHUP,SIGQUIT",
     )
-    deaths = _Deaths()
-    with _signals_passed_on(), deaths.watched():
-        try:
-            elastic_launch(config, command[0])(*command[1:])
-        except ChildFailedError as failed:
-            return deaths.told(failed)
+    with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
+        os.environ |= {PULSES: folder, SUPERVISOR: str(os.getpid())}
+        deaths = _Deaths(Path(folder))
+        with _signals_passed_on(), deaths.watched():
+            try:
+                elastic_launch(config, command[0])(*command[1:])
+            except ChildFailedError as failed:
+                return deaths.told(failed)
     return 0
+
+
+def end_with_supervisor() -> None:
+    """Have the kernel end this process when its supervisor ends, however that may be (on Linux).
+
+    Raises:
+        SystemExit: it has ended already.
+    """
+    if SUPERVISOR not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[SUPERVISOR]):  # it was quicker
+        raise SystemExit(f"lanes: the process {os.environ[SUPERVISOR]}, which has started this one, has ended")
 
 
 class _Deaths:
     """Sees the processes die, and ends those that stay on."""
 
-    def __init__(self) -> None:
-        self._known: dict[int, int] = {}  # process id -> local rank
-        self._first: tuple[int, int, int] | None = None  # local rank, process id, exit code (negative: signal)
+    def __init__(self, pulses: Path) -> None:
+        self._pulses = pulses
+        self._known: set[int] = set()
+        self._first: tuple[int, int] | None = None  # process id, exit code (negative: signal)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -79,34 +103,34 @@ class _Deaths:
 
     def told(self, failed: ChildFailedError) -> int:
         """Say who was first, and return the exit code."""
-        rank, failure = failed.get_first_failure()
-        rank, pid, code = self._first or (rank, failure.pid, failure.exitcode)  # the agent may have been quicker
+        first = failed.get_first_failure()[1]
+        pid, code = self._first or (first.pid, first.exitcode)  # the agent may have been quicker
         if code >= 0:
             return code
         name = signal.Signals(-code).name
         hint = ", perhaps since memory ran out" if name == "SIGKILL" else ""
-        print(f"lanes: error: rank {rank} (process {pid}) was ended by {name}{hint}", file=sys.stderr)
+        rank = next((failure.local_rank for failure in failed.failures.values() if failure.pid == pid), "?")
+        pulse = read_pulse(self._pulses, pid)
+        who = f"{pulse.name}, {pulse.at}," if pulse else f"rank {rank} (process {pid} on {socket.gethostname()})"
+        print(f"lanes: error: {who} was ended by {name}{hint}", file=sys.stderr)
         return 128 - code
 
     def _look(self, over: threading.Event) -> None:
         died_at = None
         while not over.wait(LOOK_S):
-            for pid in _children():
-                if self._known.get(pid, -1) < 0:
-                    self._known[pid] = _local_rank(pid)
+            children = _children()
+            if died_at is not None and children - self._known:  # the agent has started all again
+                self._known.clear()
+                died_at = None
+            self._known |= children
             codes = {pid: _exit_code(pid) for pid in self._known}
             for pid, code in codes.items():
                 if code and died_at is None:
-                    died_at, self._first = time.monotonic(), (self._known[pid], pid, code)
-                if code is None and died_at is not None and time.monotonic() - died_at > MERCY_S:
+                    died_at, self._first = time.monotonic(), (pid, code)
+                hung = self._first is not None and self._first[1] == HUNG  # the others have nothing more to say
+                if code is None and died_at is not None and time.monotonic() - died_at > (0 if hung else MERCY_S):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-
-
-def _local_rank(pid: int) -> int:
-    with suppress(psutil.Error):
-        return int(psutil.Process(pid).environ().get("LOCAL_RANK", -1))
-    return -1  # it has just been made
 
 
 def _children() -> set[int]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from torch import nn
 
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
 
+PULSES = "LANES_PULSES"  # a folder on this machine, into which each process writes its own, for a supervisor
 BEAT_S = 1.0
 SILENT_S = 5.0  # a process that has told nothing for so long is stopped, gone, or its machine is
 HUNG = 4  # exit code
@@ -60,8 +62,13 @@ class Pulse:
         place = f"lane device {self.lane_device} of replica {self.replica}"
         return f"rank {self.rank} ({place}, process {self.pid} on {self.host})"
 
+    @property
+    def at(self) -> str:
+        """Where it stands, in words."""
+        return f"after {self.step} steps at: {self.where}"
+
     def __str__(self) -> str:
-        return f"{self.name} stands at: {self.where}, after {self.step} steps, for {self.stood_s:.0f} s"
+        return f"{self.name} stands {self.at}, for {self.stood_s:.0f} s"
 
 
 class Watch(Callback):
@@ -147,6 +154,8 @@ class Watch(Callback):
             pulse = self._pulse()
             with suppress(RuntimeError):  # the process that holds the store has ended: this one hears of it elsewhere
                 self._store.set(f"pulse {self._rank}", json.dumps(asdict(pulse)))
+            if PULSES in os.environ:
+                write_pulse(Path(os.environ[PULSES]), pulse)
             if pulse.stood_s > (self.timeout_s if self._made_one else self.start_timeout_s):
                 self._give_up()
 
@@ -171,6 +180,22 @@ class Watch(Callback):
             with suppress(RuntimeError):  # it has never told anything, or nobody holds the store any more
                 pulses[rank] = Pulse(**json.loads(self._store.get(f"pulse {rank}")))
         return pulses | {self._rank: self._pulse()}
+
+
+def write_pulse(folder: Path, pulse: Pulse) -> None:
+    """Write a pulse into a folder, where :func:`read_pulse` finds it by the process; a full disk is none's concern."""
+    with suppress(OSError):
+        partial = folder / f".{pulse.pid}"
+        partial.write_text(json.dumps(asdict(pulse)))
+        partial.replace(folder / str(pulse.pid))
+
+
+def read_pulse(folder: Path, pid: int) -> Pulse | None:
+    """The last pulse of a process; None if it never had one."""
+    try:
+        return Pulse(**json.loads((folder / str(pid)).read_text()))
+    except OSError:
+        return None
 
 
 def in_words(pulses: Mapping[int, Pulse], world: int) -> str:
