@@ -53,19 +53,15 @@ class Agreement(Callback):
         self._group: Any = None
         self._asked: tuple[Any, list[Tensor]] | None = None  # what is under way
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the signals, before the trainer does."""
-        if stage == "fit" and not self._handlers:
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the group."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the group; take the signals from the trainer, whose handlers exchange and save."""
+        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         self._lane_devices = axis(pl_module.device_mesh, LANE_AXIS).size  # type: ignore[arg-type]
         self._group = dist.new_group(backend="gloo")
 
