@@ -4,6 +4,7 @@ Kept out: telling mistakes in one line (commands.py), the verbs' own arguments (
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lanes.checkpoint import check_checkpoint, read_manifest
+from lanes.faults.agreement import Agreement
+from lanes.faults.supervisor import RESTARTED, supervise
+from lanes.faults.watch import Watch
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter
@@ -53,7 +57,7 @@ class LanesCLI(LightningCLI):
 
     def __init__(self, verb: str, args: list[str]) -> None:
         self.checked = False  # once it is, errors are no mistakes of the input any more
-        self.verb = verb
+        self.verb, self.args = verb, args
         lightnings = verb in self.subcommands()
         super().__init__(
             Classifier,
@@ -66,7 +70,9 @@ class LanesCLI(LightningCLI):
                 "logger": {"class_path": "lanes.training.LanesLogger"},
                 "default_root_dir": "runs/lanes",
                 "enable_model_summary": False,  # the plan tells more
-                "callbacks": [PlanReport(), Rates(), Health(), PredictionWriter(), RichProgressBar(leave=True)],
+                "callbacks": [
+                    *(PlanReport(), Rates(), Health(), PredictionWriter(), Agreement(), RichProgressBar(leave=True))
+                ],
             },
             parser_class=_Parser,
             args=[verb, *args] if lightnings else args,
@@ -77,6 +83,7 @@ class LanesCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The checkpoint callback's keys, and the image size that the data tells the model."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Watch, "watch")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/top1",
@@ -88,12 +95,21 @@ class LanesCLI(LightningCLI):
         add_verb_arguments(self.verb, parser)
         # Of every verb, since all of them read the configuration of a training.
         parser.add_argument("--report", type=bool, default=False, help="end fit by writing the run's page, report.html")
+        parser.add_argument(
+            "--restarts", type=int, default=0, help="how often fit goes on by itself after a process has failed"
+        )
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    @property
+    def _config(self) -> Any:
+        """Of the verb."""
+        return self.config[self.subcommand] if self.subcommand else self.config
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        goes_on = self._find_last(config) if config.get("ckpt_path") == "last" else None
+        config = self._config
+        again = os.environ.get(RESTARTED, "0") != "0"
+        goes_on = self._find_last(config) if config.get("ckpt_path") == "last" or again else None
         folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
         ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
         if self.verb == "fit":
@@ -138,8 +154,7 @@ class LanesCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, LaneStrategy):
-            config = self.config[self.subcommand] if self.subcommand else self.config
-            trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(config))
+            trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(self._config))
         folder = self._get(self.config_init, "checkpoint").dirpath
         trainer.callbacks.append(ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False))  # type: ignore[attr-defined]
         return trainer
@@ -159,8 +174,11 @@ class LanesCLI(LightningCLI):
     def check(self) -> None:
         """Find the mistakes that can be found before processes start: layout, network, data, checkpoint.
 
+        Then, of several processes on this node, start them: each runs the verb, and this one watches.
+
         Raises:
             ValueError: names the value and the way out.
+            SystemExit: the processes that this one has started are through.
         """
         model, lane_devices = self.model, self.layout()
         self.datamodule.trainer = self.trainer
@@ -171,7 +189,7 @@ class LanesCLI(LightningCLI):
                 f"the data have {classes} classes, the network tells {model.num_classes} apart; set num_classes to "
                 f"{classes}"
             )
-        path = (self.config[self.subcommand] if self.subcommand else self.config).get("ckpt_path")
+        path = self._config.get("ckpt_path")
         if path:
             model.init_from = None  # the checkpoint's weights replace them; the file need not be there any more
         model.check()
@@ -192,13 +210,18 @@ class LanesCLI(LightningCLI):
         if path and path not in ("best", "hpc"):
             check_checkpoint(path, model.plain_net())
         self.checked = True
+        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1 and not environment.creates_processes_externally:
+            command = [sys.executable, "-m", "lanes", self.verb, *self.args]
+            restarts = self._config.restarts if self.verb == "fit" else 0
+            raise SystemExit(supervise(command, self.trainer.num_devices, restarts=restarts))
 
     before_fit = before_validate = before_test = before_predict = check
 
     @rank_zero_only
     def after_fit(self) -> None:
         """Say how it went and where everything is."""
-        print(fit_results(self.trainer, report=self.config[self.subcommand].report))
+        print(fit_results(self.trainer, report=self._config.report))
         strategy = self.trainer.strategy
         assert isinstance(strategy, LaneStrategy)
         if failure := strategy.written():

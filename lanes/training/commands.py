@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lanes.checkpoint import DamagedError
 from lanes.data.decoding import BadImageError
+from lanes.faults.agreement import StoppedError, UnlikeError
+from lanes.faults.supervisor import end_with_supervisor
 from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
@@ -27,6 +29,7 @@ def run(verb: str, args: list[str]) -> None:
         SystemExit: code 2 for a mistake in the input, 1 if training had to stop or a check failed; after one line.
     """
     hush()
+    end_with_supervisor()
     cli: Any = None
     first = RUN_FOLDER not in os.environ
     try:
@@ -40,11 +43,12 @@ def run(verb: str, args: list[str]) -> None:
         }
         if verb in ours:
             ours[verb]()
-    except (NonFiniteError, LostError, DamagedError) as end:
-        # Only the first process fails: Lightning kills that one if another fails first.
+    except (StoppedError, UnlikeError, LostError, NonFiniteError, DamagedError) as end:
+        # All of them stop; only the first process fails and says why: it would be ended if another failed before it.
         started = getattr(cli, "checked", False)
         if not started or cli.trainer.is_global_zero:
-            _fail(verb, end, code=1 if started else 2)
+            code = 128 + end.signal if isinstance(end, StoppedError) else 1
+            _fail(verb, end, code=code if started else 2)
     except Mistake as mistake:
         parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
         keys = [action.dest for parser in parsers for action in parser._actions]

@@ -1,0 +1,1 @@
+"""Faults: processes that die, hang, or differ; signals. Everyone ends soon, the culprit is named, nothing is lost."""

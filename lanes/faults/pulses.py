@@ -1,0 +1,98 @@
+"""Where a process stands, told to others: by a folder on one machine, by a store among several.
+
+Kept out: who tells it, and what is made of it (watch.py, supervisor.py).
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PULSES = "LANES_PULSES"  # a folder on this machine, into which each process writes its own, for a supervisor
+SILENT_S = 5.0  # a process that has told nothing for so long is stopped, gone, or its machine is
+HUNG = 4  # exit code
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """Where a process stands.
+
+    Attributes:
+        rank: of all processes.
+        host, pid: where it runs.
+        replica, lane_device: its place on the mesh.
+        step: the optimizer's steps that it has made.
+        where: what it was about to do.
+        marks: how many such places it has come to; alike on processes that stand at the same.
+        stood_s: for how long it has stood there.
+        told: when it told so, seconds since 1970 by its own clock.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    replica: int
+    lane_device: int
+    step: int
+    where: str
+    marks: int
+    stood_s: float
+    told: float
+
+    @property
+    def name(self) -> str:
+        """Which process it is, in words."""
+        place = f"lane device {self.lane_device} of replica {self.replica}"
+        return f"rank {self.rank} ({place}, process {self.pid} on {self.host})"
+
+    @property
+    def at(self) -> str:
+        """Where it stands, in words."""
+        return f"after {self.step} steps at: {self.where}"
+
+    def __str__(self) -> str:
+        return f"{self.name} stands {self.at}, for {self.stood_s:.0f} s"
+
+
+def write_pulse(folder: Path, pulse: Pulse) -> None:
+    """Write a pulse into a folder, where :func:`read_pulse` finds it by the process; a full disk is none's concern."""
+    with suppress(OSError):
+        partial = folder / f".{pulse.pid}"
+        partial.write_text(json.dumps(asdict(pulse)))
+        partial.replace(folder / str(pulse.pid))
+
+
+def read_pulse(folder: Path, pid: int) -> Pulse | None:
+    """The last pulse of a process; None if it never had one."""
+    try:
+        return Pulse(**json.loads((folder / str(pid)).read_text()))
+    except OSError:
+        return None
+
+
+def in_words(pulses: Mapping[int, Pulse], world: int) -> str:
+    """Who keeps the others waiting, in a line, and where each process stands, in one each.
+
+    Args:
+        pulses: the last of every process, by rank; of a process that never told one there is none.
+        world: how many processes there are.
+    """
+    gone = [f"rank {rank}" for rank in range(world) if rank not in pulses]
+    silent = [pulse.name for pulse in pulses.values() if silent(pulse)]
+    behind = min(pulse.marks for pulse in pulses.values())
+    last = [pulse.name for pulse in pulses.values() if pulse.marks == behind]
+    if gone or silent:
+        why = f"{' and '.join(gone + silent)} tells nothing any more: stopped, gone, or its machine is"
+    elif len(last) < world:
+        why = f"{' and '.join(last)} keeps the others waiting"
+    else:
+        why = "all processes stand at the same place: an exchange does not end, or all of them wait for something else"
+    stand = "\n".join(f"  {pulse}" for _, pulse in sorted(pulses.items()))
+    return f"training does not get on: {why}\n{stand}"
+
+
+def silent(pulse: Pulse) -> bool:
+    """Whether a process has told nothing for too long."""
+    return time.time() - pulse.told > SILENT_S

@@ -1,0 +1,170 @@
+"""Starts the processes of a node and outlives them: a process that is no rank itself, so that it can say who failed.
+
+The processes are started, and started again, by torch's own elastic agent. This adds what it lacks: signals are passed
+on and the processes given time to save; the first to die is named; the others are gone within seconds, also where they
+hang in an exchange. Kept out: what processes do, and hangs (watch.py).
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from lanes.faults.pulses import HUNG, PULSES, read_pulse
+
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+LOOK_S = 0.05
+MERCY_S = 5.0  # between the first process that dies and the end of the others, which may have something to say
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SUPERVISOR = "LANES_SUPERVISOR"  # tells a process who started it
+RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # tells a process how often it was started again
+
+
+def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> int:
+    """Run a command as several processes of one node, which talk by a port of this machine; return its exit code.
+
+    Each gets the environment of ``torchrun``: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+
+    Args:
+        command: program and arguments.
+        processes: how many.
+        restarts: how often all are started again after one of them has failed.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it in fewer words
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=restarts,
+        monitor_interval=0.2,
+        signals_to_handle="SIGHUP,SIGQUIT",
+    )
+    with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
+        os.environ |= {PULSES: folder, SUPERVISOR: str(os.getpid())}
+        deaths = _Deaths(Path(folder))
+        with _signals_passed_on(), deaths.watched():
+            try:
+                elastic_launch(config, command[0])(*command[1:])
+            except ChildFailedError as failed:
+                return deaths.told(failed)
+    return 0
+
+
+def end_with_supervisor() -> None:
+    """Have the kernel end this process when its supervisor ends, however that may be (on Linux).
+
+    Raises:
+        SystemExit: it has ended already.
+    """
+    if SUPERVISOR not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[SUPERVISOR]):  # it was quicker
+        raise SystemExit(f"lanes: the process {os.environ[SUPERVISOR]}, which has started this one, has ended")
+
+
+class _Deaths:
+    """Sees the processes die, and ends those that stay on."""
+
+    def __init__(self, pulses: Path) -> None:
+        self._pulses = pulses
+        self._known: set[int] = set()
+        self._first: tuple[int, int] | None = None  # process id, exit code (negative: signal)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While it lasts, look."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._look, args=(over,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def told(self, failed: ChildFailedError) -> int:
+        """Say who was first, and return the exit code."""
+        first = failed.get_first_failure()[1]
+        pid, code = self._first or (first.pid, first.exitcode)  # the agent may have been quicker
+        if code >= 0:
+            return code
+        name = signal.Signals(-code).name
+        hint = ", perhaps since memory ran out" if name == "SIGKILL" else ""
+        rank = next((failure.local_rank for failure in failed.failures.values() if failure.pid == pid), "?")
+        pulse = read_pulse(self._pulses, pid)
+        who = f"{pulse.name}, {pulse.at}," if pulse else f"rank {rank} (process {pid} on {socket.gethostname()})"
+        print(f"lanes: error: {who} was ended by {name}{hint}", file=sys.stderr)
+        return 128 - code
+
+    def _look(self, over: threading.Event) -> None:
+        died_at = None
+        while not over.wait(LOOK_S):
+            children = _children()
+            if died_at is not None and children - self._known:  # the agent has started all again
+                self._known.clear()
+                died_at = None
+            self._known |= children
+            codes = {pid: _exit_code(pid) for pid in self._known}
+            for pid, code in codes.items():
+                if code and died_at is None:
+                    died_at, self._first = time.monotonic(), (pid, code)
+                hung = self._first is not None and self._first[1] == HUNG  # the others have nothing more to say
+                if code is None and died_at is not None and time.monotonic() - died_at > (0 if hung else MERCY_S):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> set[int]:
+    with suppress(psutil.Error):
+        return {child.pid for child in psutil.Process().children()}
+    return set()
+
+
+def _exit_code(pid: int) -> int | None:
+    """Of a child that has ended, negative if by a signal; None while it lives. Leaves it to the agent to be buried."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0  # buried already
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[None]:
+    """The processes decide what to do with a signal, also one that only this process got; a second Ctrl-C ends them."""
+    interrupts = 0
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        for pid in _children():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if interrupts > 1 else number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

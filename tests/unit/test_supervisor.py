@@ -1,0 +1,138 @@
+"""The supervisor: exit codes, who is named, nobody left behind, signals passed on, a new start."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lanes.faults import supervisor
+from lanes.faults.supervisor import supervise
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "MERCY_S", 1.0)
+    monkeypatch.delenv("LANES_PULSES", raising=False)
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{text}"]
+
+
+def none_left() -> bool:
+    return not [child for child in psutil.Process().children() if "RANK" in _environment(child)]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def test_all_is_well(tmp_path: Path) -> None:
+    write = f"open(os.path.join({str(tmp_path)!r}, str(rank)), 'w').write(os.environ['WORLD_SIZE'])"
+    assert supervise(python(write), 3) == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("012", "3")
+
+
+def test_a_process_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    assert supervise(python("sys.exit('this is why') if rank == 1 else time.sleep(60)"), 2) == 1
+    assert time.monotonic() - began < 30
+    assert none_left()
+    assert capfd.readouterr().err.splitlines()[0] == "this is why"
+
+
+def test_a_process_that_is_killed_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also by those who then die of it, and where the others do not listen to anything gentle."""
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    die = "os.kill(os.getpid(), signal.SIGKILL) if rank == 2 else time.sleep(60)"
+    assert supervise(python(deaf + die), 3) == 128 + signal.SIGKILL
+    assert none_left()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("lanes: error: rank 2 (process ")
+    assert "was ended by SIGKILL" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_are_passed_on_and_time_is_given(tmp_path: Path, number: int) -> None:
+    """A process that saves for longer than the others are given after a death."""
+    text = f"""
+def save(number, frame):
+    time.sleep(2.5)
+    open(os.path.join({str(tmp_path)!r}, str(rank)), 'w').write(str(number))
+    sys.exit(128 + number if rank == 0 else 0)
+signal.signal({int(number)}, save)
+open(os.path.join({str(tmp_path)!r}, f"ready{{rank}}"), 'w')
+time.sleep(60)
+"""
+    threading.Thread(target=_send, args=(number, lambda: len(list(tmp_path.glob("ready*"))) == 2)).start()
+    assert supervise(python(text), 2) == 128 + number
+    assert {(tmp_path / name).read_text() for name in "01"} == {str(int(number))}
+    assert none_left()
+
+
+def _send(number: int, when: Callable[[], bool]) -> None:
+    while not when():
+        time.sleep(0.05)
+    os.kill(os.getpid(), number)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    text = f"""
+signal.signal(signal.SIGINT, lambda *_: open(os.path.join({str(tmp_path)!r}, f"heard{{rank}}"), 'w'))
+open(os.path.join({str(tmp_path)!r}, f"ready{{rank}}"), 'w')
+for _ in range(600): time.sleep(0.1)
+"""
+
+    def interrupt_twice() -> None:
+        _send(signal.SIGINT, lambda: len(list(tmp_path.glob("ready*"))) == 2)
+        _send(signal.SIGINT, lambda: len(list(tmp_path.glob("heard*"))) == 2)
+
+    threading.Thread(target=interrupt_twice).start()
+    assert supervise(python(text), 2) == 128 + signal.SIGKILL
+    assert none_left()
+
+
+def test_all_are_started_again(tmp_path: Path) -> None:
+    text = f"""
+place = os.path.join({str(tmp_path)!r}, f"{{rank}}-{{os.environ['TORCHELASTIC_RESTART_COUNT']}}")
+open(place, 'w')
+if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
+    os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)
+"""
+    assert supervise(python(text), 2, restarts=1) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"0-0", "1-0", "0-1", "1-1"}
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in supervisor.PASSED_ON]
+    supervise(python(""), 1)
+    assert [signal.getsignal(number) for number in supervisor.PASSED_ON] == before
+
+
+def test_its_own_death_leaves_nobody(tmp_path: Path) -> None:
+    text = f"""
+from lanes.faults.supervisor import end_with_supervisor
+end_with_supervisor()
+open(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w')
+time.sleep(60)
+"""
+    script = f"from lanes.faults.supervisor import supervise\nsupervise({python(text)!r}, 2)"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        process.kill()
+    deadline = time.monotonic() + 20
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
