@@ -80,11 +80,11 @@ def in_words(pulses: Mapping[int, Pulse], world: int) -> str:
         world: how many processes there are.
     """
     gone = [f"rank {rank}" for rank in range(world) if rank not in pulses]
-    silent = [pulse.name for pulse in pulses.values() if silent(pulse)]
+    mute = [pulse.name for pulse in pulses.values() if silent(pulse)]
     behind = min(pulse.marks for pulse in pulses.values())
     last = [pulse.name for pulse in pulses.values() if pulse.marks == behind]
-    if gone or silent:
-        why = f"{' and '.join(gone + silent)} tells nothing any more: stopped, gone, or its machine is"
+    if gone or mute:
+        why = f"{' and '.join(gone + mute)} tells nothing any more: stopped, gone, or its machine is"
     elif len(last) < world:
         why = f"{' and '.join(last)} keeps the others waiting"
     else:
