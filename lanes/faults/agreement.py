@@ -8,50 +8,70 @@ collectives when it comes.
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lanes.faults.last import LastCheckpoint
 from lanes.mesh import LANE_AXIS, axis, digest
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LOOKED_AT = 4096  # numbers of each of a batch's tensors that are compared, evenly spread
+SAME_S = 0.5  # Ctrl-C may reach a process twice, by its terminal and by its supervisor
 
 
 class StoppedError(RuntimeError):
-    """A signal has ended training, after a checkpoint.
+    """A signal has ended training.
 
     Attributes:
         signal: its number.
     """
 
-    def __init__(self, number: int, checkpoint: Path) -> None:
-        super().__init__(f"{signal.Signals(number).name} has ended training; it can go on from {checkpoint}")
+    def __init__(self, number: int, checkpoint: Path, failure: str | None = None) -> None:
+        rest = failure or f"it can go on from {checkpoint}"
+        super().__init__(f"{signal.Signals(number).name} has ended training; {rest}")
         self.signal = number
 
 
 class UnlikeError(RuntimeError):
-    """Lane devices of a replica read different batches; training makes no sense from here on."""
+    """Processes that must hold the same do not; training makes no sense from here on."""
 
 
-class Agreement(Callback):
+class Agreement(Checkpoint):  # which the trainer calls after all others: their state of the step is complete
     """Compare batches among lane devices, and end training together when a signal has come.
 
     SIGTERM, SIGUSR1 and SIGINT: a checkpoint is written at the end of the step, and :class:`StoppedError` is raised on
-    all processes. A second SIGINT ends the process at once.
+    all processes; in a validation at the end of its batch, with the checkpoint of before it. A second SIGINT ends the
+    process at once.
+
+    Args:
+        last: what keeps the last checkpoint.
     """
 
-    def __init__(self) -> None:
-        self._signal = 0
+    def __init__(self, last: LastCheckpoint) -> None:
+        self.last = last
+        self.signal = 0  # that has come to this process
+        self._came = 0.0
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
         self._asked: tuple[Any, list[Tensor]] | None = None  # what is under way
+        self._common = 0  # validation batches that every replica has
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the group; take the signals from the trainer, whose handlers exchange and save."""
+        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._lane_devices = axis(pl_module.device_mesh, LANE_AXIS).size  # type: ignore[arg-type]
+        self._group = dist.new_group(backend="gloo")
+        # The trainer asks at every step, blocking, whether a SIGTERM has come to its handler, which it never does now.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -59,17 +79,9 @@ class Agreement(Callback):
             signal.signal(number, handler)
         self._handlers = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the group; take the signals from the trainer, whose handlers exchange and save."""
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
-        self._lane_devices = axis(pl_module.device_mesh, LANE_AXIS).size  # type: ignore[arg-type]
-        self._group = dist.new_group(backend="gloo")
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the others."""
-        told = torch.tensor([self._signal, *_seen(batch)])
-        everyone = [torch.empty_like(told) for _ in range(dist.get_world_size())]
-        self._asked = dist.all_gather(everyone, told, group=self._group, async_op=True), everyone
+        self._tell(self.signal, *_seen(batch))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,10 +92,7 @@ class Agreement(Callback):
             UnlikeError: lane devices of a replica read different batches; on all processes.
             StoppedError: a signal has come to one of them; on all.
         """
-        assert self._asked is not None
-        work, answers = self._asked
-        work.wait()
-        everyone = torch.stack(answers)
+        everyone = self._heard()
         for replica, lane_devices in enumerate(everyone.split(self._lane_devices)):
             unlike = (lane_devices[:, 1:] != lane_devices[0, 1:]).any(1).nonzero().flatten().tolist()
             if unlike:
@@ -94,21 +103,56 @@ class Agreement(Callback):
                 )
         number = int(everyone[:, 0].max())
         if number and trainer.global_step and not trainer.fit_loop.epoch_loop._should_accumulate():
+            rank_zero_info(f"{signal.Signals(number).name} has come: a checkpoint is written to {self.last.path}")
+            self.last.save(trainer)
             self._stop(trainer, number)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out how many batches all have: replicas may differ by one."""
+        if self._group is not None:
+            common = torch.tensor(sum(int(n) for n in trainer.num_val_batches))
+            dist.all_reduce(common, dist.ReduceOp.MIN, group=self._group)
+            self._common = int(common)
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Tell the others."""
+        if self._common:
+            self._tell(self.signal)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Hear the others.
+
+        Raises:
+            StoppedError: a signal has come to one of them, and nothing is lost by stopping here; on all.
+        """
+        if self._common:
+            self._common -= 1
+            number = int(self._heard().max())
+            if number and self.last.saved_at(trainer.global_step):
+                self._stop(trainer, number)
+
+    def _tell(self, *numbers: int) -> None:
+        told = torch.tensor(numbers)
+        everyone = [torch.empty_like(told) for _ in range(dist.get_world_size())]
+        self._asked = dist.all_gather(everyone, told, group=self._group, async_op=True), everyone
+
+    def _heard(self) -> Tensor:
+        """What every process told, [processes, numbers]."""
+        assert self._asked is not None
+        work, answers = self._asked
+        work.wait()
+        return torch.stack(answers)
+
     def _stop(self, trainer: Trainer, number: int) -> None:
-        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        rank_zero_info(f"{signal.Signals(number).name} has come: a checkpoint is written to {path}")
-        trainer.save_checkpoint(path)
         strategy: Any = trainer.strategy
-        strategy.written()
-        trainer.strategy.barrier()  # whoever ends first may have the others ended
-        raise StoppedError(number, path)
+        failure = strategy.broadcast(strategy.written())  # whoever ends first may have the others ended
+        raise StoppedError(number, self.last.path, failure)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT == self._signal:
+        now = time.monotonic()
+        if number == signal.SIGINT == self.signal and now - self._came > SAME_S:
             os._exit(128 + number)
-        self._signal = number
+        self.signal, self._came = number, now
 
 
 def _seen(batch: Any) -> list[int]:

@@ -4,14 +4,12 @@ Kept out: who tells it, and what is made of it (watch.py, supervisor.py).
 """
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PULSES = "LANES_PULSES"  # a folder on this machine, into which each process writes its own, for a supervisor
-SILENT_S = 5.0  # a process that has told nothing for so long is stopped, gone, or its machine is
 HUNG = 4  # exit code
 
 
@@ -27,7 +25,7 @@ class Pulse:
         where: what it was about to do.
         marks: how many such places it has come to; alike on processes that stand at the same.
         stood_s: for how long it has stood there.
-        told: when it told so, seconds since 1970 by its own clock.
+        told: how often it has told so.
     """
 
     rank: int
@@ -39,7 +37,7 @@ class Pulse:
     where: str
     marks: int
     stood_s: float
-    told: float
+    told: int
 
     @property
     def name(self) -> str:
@@ -72,27 +70,22 @@ def read_pulse(folder: Path, pid: int) -> Pulse | None:
         return None
 
 
-def in_words(pulses: Mapping[int, Pulse], world: int) -> str:
+def in_words(pulses: Mapping[int, Pulse], world: int, mute: Collection[int]) -> str:
     """Who keeps the others waiting, in a line, and where each process stands, in one each.
 
     Args:
         pulses: the last of every process, by rank; of a process that never told one there is none.
         world: how many processes there are.
+        mute: the ranks that tell nothing any more.
     """
-    gone = [f"rank {rank}" for rank in range(world) if rank not in pulses]
-    mute = [pulse.name for pulse in pulses.values() if silent(pulse)]
+    silent = [pulses[rank].name if rank in pulses else f"rank {rank}" for rank in sorted(mute)]
     behind = min(pulse.marks for pulse in pulses.values())
     last = [pulse.name for pulse in pulses.values() if pulse.marks == behind]
-    if gone or mute:
-        why = f"{' and '.join(gone + mute)} tells nothing any more: stopped, gone, or its machine is"
+    if silent:
+        why = f"{' and '.join(silent)} {'tell' if len(silent) > 1 else 'tells'} nothing any more: stopped, or gone"
     elif len(last) < world:
-        why = f"{' and '.join(last)} keeps the others waiting"
+        why = f"{' and '.join(last)} {'keep' if len(last) > 1 else 'keeps'} the others waiting"
     else:
         why = "all processes stand at the same place: an exchange does not end, or all of them wait for something else"
     stand = "\n".join(f"  {pulse}" for _, pulse in sorted(pulses.items()))
     return f"training does not get on: {why}\n{stand}"
-
-
-def silent(pulse: Pulse) -> bool:
-    """Whether a process has told nothing for too long."""
-    return time.time() - pulse.told > SILENT_S

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -58,13 +58,13 @@ def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> i
         signals_to_handle="SIGHUP,SIGQUIT",
     )
     with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
-        os.environ |= {PULSES: folder, SUPERVISOR: str(os.getpid())}
+        passed_on: set[int] = set()
         deaths = _Deaths(Path(folder))
-        with _signals_passed_on(), deaths.watched():
+        with _told(folder), _signals_passed_on(passed_on), deaths.watched():
             try:
                 elastic_launch(config, command[0])(*command[1:])
             except ChildFailedError as failed:
-                return deaths.told(failed)
+                return deaths.told(failed, passed_on)
     return 0
 
 
@@ -74,11 +74,13 @@ def end_with_supervisor() -> None:
     Raises:
         SystemExit: it has ended already.
     """
-    if SUPERVISOR not in os.environ or sys.platform != "linux":
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if not (torchrun or SUPERVISOR in os.environ) or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ[SUPERVISOR]):  # it was quicker
-        raise SystemExit(f"lanes: the process {os.environ[SUPERVISOR]}, which has started this one, has ended")
+    started_by = os.environ.get(SUPERVISOR)
+    if started_by and os.getppid() != int(started_by):  # it was quicker
+        raise SystemExit(f"lanes: the process {started_by}, which has started this one, has ended")
 
 
 class _Deaths:
@@ -101,13 +103,16 @@ class _Deaths:
             over.set()
             thread.join()
 
-    def told(self, failed: ChildFailedError) -> int:
-        """Say who was first, and return the exit code."""
+    def told(self, failed: ChildFailedError, passed_on: Collection[int]) -> int:
+        """Say who was first, and return the exit code; of signals that were passed on, that they were the end."""
         first = failed.get_first_failure()[1]
         pid, code = self._first or (first.pid, first.exitcode)  # the agent may have been quicker
         if code >= 0:
             return code
         name = signal.Signals(-code).name
+        if -code in passed_on:
+            print(f"lanes: {name} has ended it before there was anything to save", file=sys.stderr)
+            return 128 - code
         hint = ", perhaps since memory ran out" if name == "SIGKILL" else ""
         rank = next((failure.local_rank for failure in failed.failures.values() if failure.pid == pid), "?")
         pulse = read_pulse(self._pulses, pid)
@@ -133,6 +138,17 @@ class _Deaths:
                         os.kill(pid, signal.SIGKILL)
 
 
+@contextmanager
+def _told(folder: str) -> Iterator[None]:
+    """The processes inherit who starts them, and where to write their pulses."""
+    os.environ |= {PULSES: folder, SUPERVISOR: str(os.getpid())}
+    try:
+        yield
+    finally:
+        for name in (PULSES, SUPERVISOR):
+            os.environ.pop(name)
+
+
 def _children() -> set[int]:
     with suppress(psutil.Error):
         return {child.pid for child in psutil.Process().children()}
@@ -151,13 +167,14 @@ def _exit_code(pid: int) -> int | None:
 
 
 @contextmanager
-def _signals_passed_on() -> Iterator[None]:
+def _signals_passed_on(passed_on: set[int]) -> Iterator[None]:
     """The processes decide what to do with a signal, also one that only this process got; a second Ctrl-C ends them."""
     interrupts = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
+        passed_on.add(number)
         for pid in _children():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if interrupts > 1 else number)

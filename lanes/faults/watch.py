@@ -1,12 +1,14 @@
 """Where every process stands, told once a second; when none gets on, who is to blame, and the end.
 
 A thread in each process tells the others by a store (TCP, no collective), and looks whether its own training gets on. A
-process that is stopped or gone tells nothing; one that hangs elsewhere than the others tells where. Kept out: processes
-that end by themselves (supervisor.py, torchrun, srun).
+process that is stopped or gone tells nothing; one that hangs elsewhere than the others tells where. So the others also
+learn who has died where nobody watches over all of them (torchrun, srun). Kept out: processes that one supervisor has
+started (supervisor.py).
 """
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -21,14 +23,19 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lanes.faults.pulses import HUNG, PULSES, SILENT_S, Pulse, in_words, silent, write_pulse
+from lanes.faults.agreement import Agreement
+from lanes.faults.pulses import HUNG, PULSES, Pulse, in_words, write_pulse
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
 
 BEAT_S = 1.0
+MUTE_S = 3.0  # a process that tells nothing for so long is stopped, gone, or its machine is
+STUCK_S = 2.0  # after a signal or a lost connection: so long without getting on, and the others are looked at
 
 
 class Watch(Callback):
     """End all processes when training has not got on for a while, and say where each of them stands.
+
+    Where a signal has come, or a connection is lost, a process that is gone or stopped ends them at once.
 
     Args:
         timeout_s: how long a batch, a validation batch or a checkpoint may take.
@@ -36,14 +43,17 @@ class Watch(Callback):
     """
 
     def __init__(self, timeout_s: float = 300, start_timeout_s: float = 1800) -> None:
+        least = 10.0
         for name, value in (("timeout_s", timeout_s), ("start_timeout_s", start_timeout_s)):
-            if not value > 2 * SILENT_S:
-                raise ValueError(f"Watch: {name}={value} must be more than {2 * SILENT_S:.0f} seconds")
+            if not value > least:
+                raise ValueError(f"Watch: {name}={value} must be more than {least:.0f} seconds")
         self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
         self._stands = ("start", 0, time.monotonic())
-        self._step, self._made_one = 0, False
-        self._end: threading.Event | None = None
+        self._step, self._made_one, self._told = 0, False, 0
+        self._end = threading.Event()
         self._hooks: list[Any] = []
+        self.here = ""  # which process this is, in words, once training begins
+        self.who_ended: str | None = None  # in words, once an exchange has failed by that
 
     # ---- On the training's thread
 
@@ -59,17 +69,30 @@ class Watch(Callback):
         default: Any = dist.distributed_c10d._get_default_store()
         self._store = default.clone()  # a connection of its own: the trainer's may be waited at
         self._store.set_timeout(timedelta(seconds=2))
-        self._end = threading.Event()
+        self._agreement = next((c for c in trainer.callbacks if isinstance(c, Agreement)), None)  # type: ignore[attr-defined]
         self._at("start")
-        threading.Thread(target=self._watch, args=(self._end,), name="watch", daemon=True).start()
+        self.here = self._pulse().name
+        self._processes: list[str] = [""] * self._world
+        dist.all_gather_object(self._processes, self.here)
+        self._end.clear()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching."""
-        if self._end is not None:
-            self._end.set()
+        self._end.set()
         for hook in self._hooks:
             hook.remove()
-        self._end, self._hooks = None, []
+        self._hooks = []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching; if an exchange has failed, find out who has ended."""
+        if self._thread is None:
+            return
+        self._end.set()
+        self._thread.join()
+        if connection_lost(exception) and (gone := self._mute()):
+            self.who_ended = self._ended(gone)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Training gets on."""
@@ -105,34 +128,64 @@ class Watch(Callback):
 
     # ---- On the thread that watches
 
-    def _watch(self, end: threading.Event) -> None:
-        while not end.wait(BEAT_S):
-            pulse = self._pulse()
-            with suppress(RuntimeError):  # the process that holds the store has ended: this one hears of it elsewhere
-                self._store.set(f"pulse {self._rank}", json.dumps(asdict(pulse)))
-            if PULSES in os.environ:
-                write_pulse(Path(os.environ[PULSES]), pulse)
-            if pulse.stood_s > (self.timeout_s if self._made_one else self.start_timeout_s):
-                self._give_up()
+    def _watch(self) -> None:
+        while not self._end.wait(BEAT_S):
+            marks, stood_s = self._stands[1], self._tell()
+            if stood_s > (self.timeout_s if self._made_one else self.start_timeout_s):
+                mute = self._mute()  # meanwhile the others tell that they stand still, too
+                self._leave(in_words(self._everyone(), self._world, mute), HUNG, mute)
+            signalled = self._agreement is not None and self._agreement.signal
+            if signalled and stood_s > STUCK_S and (mute := self._mute()) and self._stands[1] == marks:
+                self._leave(self._ended(mute), 1, mute)
+
+    def _tell(self) -> float:
+        """Tell where this process stands; for how long it has stood there."""
+        self._told += 1
+        pulse = self._pulse()
+        with suppress(RuntimeError):  # whoever holds the store has ended: others will say so
+            self._store.set(f"pulse {self._rank}", json.dumps(asdict(pulse)))
+        if PULSES in os.environ:
+            write_pulse(Path(os.environ[PULSES]), pulse)
+        return pulse.stood_s
 
     def _pulse(self) -> Pulse:
         where, marks, since = self._stands
         place = self._rank, socket.gethostname(), os.getpid(), *self._places
-        return Pulse(*place, self._step, where, marks, time.monotonic() - since, time.time())
+        return Pulse(*place, self._step, where, marks, time.monotonic() - since, self._told)
 
-    def _give_up(self) -> None:
-        time.sleep(2 * BEAT_S)  # let the others tell that they stand still, too
-        pulses = self._everyone()
-        speaks = min(pulse.rank for pulse in pulses.values() if not silent(pulse))
-        if speaks == self._rank:
-            print(f"lanes: error: {in_words(pulses, self._world)}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(BEAT_S)  # else its words may be cut off
-        os._exit(HUNG)
+    def _mute(self) -> list[int]:
+        """The ranks that tell nothing any more: by how often they have told, since clocks differ."""
+        before = {rank: pulse.told for rank, pulse in self._everyone().items()}
+        if not before:  # nobody holds the store any more: the first process does, unless torchrun's agent
+            return [0] if self._rank else []
+        for _ in range(round(MUTE_S / BEAT_S)):
+            time.sleep(BEAT_S)
+            self._tell()
+        after = {rank: pulse.told for rank, pulse in self._everyone().items()}
+        return [rank for rank in range(self._world) if rank != self._rank and after.get(rank) == before.get(rank)]
 
     def _everyone(self) -> dict[int, Pulse]:
         pulses = {}
         for rank in range(self._world):
             with suppress(RuntimeError):  # it has never told anything, or nobody holds the store any more
                 pulses[rank] = Pulse(**json.loads(self._store.get(f"pulse {rank}")))
-        return pulses | {self._rank: self._pulse()}
+        return pulses
+
+    def _ended(self, ranks: list[int]) -> str:
+        pulses = self._everyone()
+        names = [self._processes[rank] + (f", {pulses[rank].at}," if rank in pulses else "") for rank in ranks]
+        return f"{' and '.join(names)} tells nothing any more; why, it says above, unless it was killed or stopped"
+
+    def _leave(self, words: str, code: int, mute: list[int]) -> None:
+        """The first process that can speak says why; all that can leave."""
+        if self._rank == min(rank for rank in range(self._world) if rank not in mute):
+            print(f"lanes: error: {words}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2 * BEAT_S)  # else its words may be cut off
+        os._exit(code)
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether an exchange has failed, most probably since another process has ended."""
+    lost = re.search("Connection (closed|reset) by peer|Broken pipe|[Ss]ocket closed", str(error))
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and lost is not None)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lanes.checkpoint import check_checkpoint, read_manifest
 from lanes.faults.agreement import Agreement
+from lanes.faults.last import LastCheckpoint
 from lanes.faults.supervisor import RESTARTED, supervise
 from lanes.faults.watch import Watch
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
@@ -70,9 +71,7 @@ class LanesCLI(LightningCLI):
                 "logger": {"class_path": "lanes.training.LanesLogger"},
                 "default_root_dir": "runs/lanes",
                 "enable_model_summary": False,  # the plan tells more
-                "callbacks": [
-                    *(PlanReport(), Rates(), Health(), PredictionWriter(), Agreement(), RichProgressBar(leave=True))
-                ],
+                "callbacks": [*(PlanReport(), Rates(), Health(), PredictionWriter(), RichProgressBar(leave=True))],
             },
             parser_class=_Parser,
             args=[verb, *args] if lightnings else args,
@@ -98,7 +97,19 @@ class LanesCLI(LightningCLI):
         parser.add_argument(
             "--restarts", type=int, default=0, help="how often fit goes on by itself after a process has failed"
         )
+        parser.add_argument(
+            "--last_every_n_steps",
+            type=int,
+            default=1000,
+            help="how often last.ckpt is written inside an epoch, in steps, beside its end; 0: not",
+        )
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+
+    @property
+    def watch(self) -> Watch | None:
+        """What watches over training, once it has begun."""
+        watch = self._get(self.config_init, "watch") if hasattr(self, "config_init") else None
+        return watch if isinstance(watch, Watch) and watch.here else None
 
     @property
     def _config(self) -> Any:
@@ -148,15 +159,15 @@ class LanesCLI(LightningCLI):
         return run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Beside the best checkpoint keep the last: Lightning's ``save_last`` is the last *best*."""
+        """Beside the best checkpoint keep the last; let processes agree on signals and batches."""
         if self._get(self.config_init, "trainer").enable_progress_bar is False:
             callbacks = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, LaneStrategy):
             trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(self._config))
-        folder = self._get(self.config_init, "checkpoint").dirpath
-        trainer.callbacks.append(ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False))  # type: ignore[attr-defined]
+        last = LastCheckpoint(self._config.checkpoint.dirpath, self._config.last_every_n_steps)
+        trainer.callbacks += [Agreement(last), last]  # type: ignore[attr-defined]
         return trainer
 
     def layout(self) -> int:

@@ -4,8 +4,8 @@ Kept out: the verbs (command_line.py).
 """
 
 import os
-import re
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lanes.checkpoint import DamagedError
 from lanes.data.decoding import BadImageError
 from lanes.faults.agreement import StoppedError, UnlikeError
-from lanes.faults.supervisor import end_with_supervisor
+from lanes.faults.supervisor import SUPERVISOR, end_with_supervisor
+from lanes.faults.watch import Watch, connection_lost
 from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
@@ -55,19 +56,36 @@ def run(verb: str, args: list[str]) -> None:
         _fail(verb, Mistake(one_line(str(mistake), keys, args)))
     except BadImageError as bad:  # in one process; a loader's process has wrapped it into its stack trace
         _fail(verb, Mistake("bad image:" + str(bad).rpartition("bad image:")[2]), code=1 if cli.checked else 2)
-    except RuntimeError as error:
-        if not re.search("Connection (closed|reset) by peer", str(error)):
+    except Exception as error:
+        watch = getattr(cli, "watch", None)
+        if connection_lost(error):
+            _end_after_another(verb, watch, error)
+        if isinstance(error, MISTAKES) and not getattr(cli, "checked", False):
+            # jsonargparse wraps what a constructor said into a page on every type that it tried.
+            told = one_line(str(error), (), args) if "Union subtypes" in str(error) else str(error)
+            _fail(verb, Mistake(told))
+        if watch is None:
             raise
-        _fail(verb, Mistake("another process has ended; why, it says above, unless it was killed"), code=1)
-    except MISTAKES as mistake:
-        if getattr(cli, "checked", False):
-            raise
-        # jsonargparse wraps what a constructor said into a page on every type that it tried.
-        told = one_line(str(mistake), (), args) if "Union subtypes" in str(mistake) else str(mistake)
-        _fail(verb, Mistake(told))
+        _end_by_error(verb, watch)
     finally:
         if first:
             os.environ.pop(RUN_FOLDER, None)  # a later run of this process gets a folder of its own
+
+
+def _end_after_another(verb: str, watch: Watch | None, error: Exception) -> NoReturn:
+    """End since another process has; who, a supervisor says, or else this one, as far as it can be told."""
+    if watch is not None and SUPERVISOR in os.environ:
+        raise SystemExit(1)
+    who = watch and watch.who_ended
+    said = f"another process has ended; why, it says above, unless it was killed ({error})"
+    _fail(verb, RuntimeError(who or said), code=1)
+
+
+def _end_by_error(verb: str, watch: Watch) -> NoReturn:
+    """Show an error that nobody has thought of, and which process it is that ends of it."""
+    traceback.print_exc()
+    print(f"lanes {verb}: error: {watch.here} has failed by the error above", file=sys.stderr, flush=True)
+    raise SystemExit(1)
 
 
 def _fail(verb: str, mistake: Exception, *, code: int = 2) -> NoReturn:

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lanes.faults.last import LastCheckpoint
 from lanes.report import write_report
 
 
@@ -36,11 +37,12 @@ def fit_results(trainer: Trainer, *, report: bool = False) -> str:
             lines.append(f"stopped early, after epoch {trainer.current_epoch}: {monitor} did not improve")
     places: list[tuple[str, Any, str]] = []
     for checkpoint in trainer.checkpoint_callbacks:
-        assert isinstance(checkpoint, ModelCheckpoint)
+        if isinstance(checkpoint, LastCheckpoint):
+            places.append(("last checkpoint", checkpoint.path, ""))
+        if not isinstance(checkpoint, ModelCheckpoint):
+            continue
         monitor, score = checkpoint.monitor, checkpoint.best_model_score
-        if monitor is None or score is None:
-            places.append(("last checkpoint", checkpoint.best_model_path, ""))
-        else:
+        if monitor in names and score is not None:
             remark = f"  ({names.get(monitor, monitor)} {_shown(monitor, float(score))})"
             places.append(("best checkpoint", checkpoint.best_model_path, remark))
     log = getattr(trainer.logger, "run_folder", None)
