@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -31,6 +32,7 @@ LOOK_S = 0.05
 MERCY_S = 5.0  # between the first process that dies and the end of the others, which may have something to say
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SUPERVISOR = "LANES_SUPERVISOR"  # tells a process who started it
+AGREED = "agreed"  # a file of the exit code on which all processes have agreed
 RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # tells a process how often it was started again
 
 
@@ -59,13 +61,34 @@ def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> i
     )
     with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
         passed_on: set[int] = set()
-        deaths = _Deaths(Path(folder))
+        deaths = _Deaths(Path(folder), passed_on)
         with _told(folder), _signals_passed_on(passed_on), deaths.watched():
             try:
                 elastic_launch(config, command[0])(*command[1:])
             except ChildFailedError as failed:
-                return deaths.told(failed, passed_on)
-    return 0
+                first = failed.get_first_failure()[1]
+                if deaths.first is None:  # the agent was quicker
+                    deaths.say(first.pid, first.exitcode)
+                code = deaths.first or first.exitcode
+                return code if code >= 0 else 128 - code
+        return _agreed_code(Path(folder))
+
+
+def end_agreed(code: int) -> NoReturn:
+    """End this process, as all the others do: with a code, or by telling it the supervisor, lest it start all again.
+
+    Raises:
+        SystemExit: always.
+    """
+    if PULSES not in os.environ:
+        raise SystemExit(code)
+    (Path(os.environ[PULSES]) / AGREED).write_text(str(code))
+    raise SystemExit(0)
+
+
+def _agreed_code(folder: Path) -> int:
+    told = folder / AGREED
+    return int(told.read_text()) if told.exists() else 0
 
 
 def end_with_supervisor() -> None:
@@ -84,12 +107,17 @@ def end_with_supervisor() -> None:
 
 
 class _Deaths:
-    """Sees the processes die, and ends those that stay on."""
+    """Sees the processes die, says which was the first, and ends those that stay on.
 
-    def __init__(self, pulses: Path) -> None:
-        self._pulses = pulses
+    Attributes:
+        first: exit code of the first that died; negative: by this signal.
+    """
+
+    def __init__(self, pulses: Path, passed_on: Collection[int]) -> None:
+        self.first: int | None = None
+        self._pulses, self._passed_on = pulses, passed_on
         self._known: set[int] = set()
-        self._first: tuple[int, int] | None = None  # process id, exit code (negative: signal)
+        self._ranks: dict[int, str] = {}  # of a process that has died nobody can tell any more
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -103,23 +131,6 @@ class _Deaths:
             over.set()
             thread.join()
 
-    def told(self, failed: ChildFailedError, passed_on: Collection[int]) -> int:
-        """Say who was first, and return the exit code; of signals that were passed on, that they were the end."""
-        first = failed.get_first_failure()[1]
-        pid, code = self._first or (first.pid, first.exitcode)  # the agent may have been quicker
-        if code >= 0:
-            return code
-        name = signal.Signals(-code).name
-        if -code in passed_on:
-            print(f"lanes: {name} has ended it before there was anything to save", file=sys.stderr)
-            return 128 - code
-        hint = ", perhaps since memory ran out" if name == "SIGKILL" else ""
-        rank = next((failure.local_rank for failure in failed.failures.values() if failure.pid == pid), "?")
-        pulse = read_pulse(self._pulses, pid)
-        who = f"{pulse.name}, {pulse.at}," if pulse else f"rank {rank} (process {pid} on {socket.gethostname()})"
-        print(f"lanes: error: {who} was ended by {name}{hint}", file=sys.stderr)
-        return 128 - code
-
     def _look(self, over: threading.Event) -> None:
         died_at = None
         while not over.wait(LOOK_S):
@@ -128,14 +139,30 @@ class _Deaths:
                 self._known.clear()
                 died_at = None
             self._known |= children
+            self._ranks |= {pid: rank for pid in children - self._ranks.keys() if (rank := _rank(pid))}
             codes = {pid: _exit_code(pid) for pid in self._known}
             for pid, code in codes.items():
                 if code and died_at is None:
-                    died_at, self._first = time.monotonic(), (pid, code)
-                hung = self._first is not None and self._first[1] == HUNG  # the others have nothing more to say
-                if code is None and died_at is not None and time.monotonic() - died_at > (0 if hung else MERCY_S):
+                    died_at, self.first = time.monotonic(), code
+                    self.say(pid, code)
+                mercy_s = 0 if self.first == HUNG else MERCY_S  # the others have nothing more to say
+                if code is None and died_at is not None and time.monotonic() - died_at > mercy_s:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+    def say(self, pid: int, code: int) -> None:
+        """Say who was ended by which signal; a process that ends by itself has said why."""
+        if code >= 0:
+            return
+        name = signal.Signals(-code).name
+        if -code in self._passed_on:
+            print(f"lanes: {name} has ended it before there was anything to save", file=sys.stderr)
+            return
+        hint = ", perhaps since memory ran out" if name == "SIGKILL" else ""
+        pulse = read_pulse(self._pulses, pid)
+        unwatched = f"rank {self._ranks.get(pid, '?')} (process {pid} on {socket.gethostname()})"
+        who = f"{pulse.name}, {pulse.at}," if pulse else unwatched
+        print(f"lanes: error: {who} was ended by {name}{hint}", file=sys.stderr)
 
 
 @contextmanager
@@ -153,6 +180,12 @@ def _children() -> set[int]:
     with suppress(psutil.Error):
         return {child.pid for child in psutil.Process().children()}
     return set()
+
+
+def _rank(pid: int) -> str | None:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).environ().get("RANK")
+    return None
 
 
 def _exit_code(pid: int) -> int | None:

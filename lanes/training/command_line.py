@@ -154,7 +154,8 @@ class LanesCLI(LightningCLI):
         if found is None and self.verb != "fit":
             raise ValueError(f"there is no checkpoint in {run or root} to go by; give --ckpt_path the folder of one")
         begins_anew = f"no checkpoint in {run or root} yet: training begins anew"
-        rank_zero_info(f"going on from {found}" if found else begins_anew)
+        step = read_manifest(found)["step"] if found else None
+        rank_zero_info(f"going on from {found}, after {step} steps" if found else begins_anew)
         config.ckpt_path = str(found) if found else None
         return run
 

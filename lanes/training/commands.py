@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lanes.checkpoint import DamagedError
 from lanes.data.decoding import BadImageError
 from lanes.faults.agreement import StoppedError, UnlikeError
-from lanes.faults.supervisor import SUPERVISOR, end_with_supervisor
+from lanes.faults.supervisor import SUPERVISOR, end_agreed, end_with_supervisor
 from lanes.faults.watch import Watch, connection_lost
 from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
@@ -44,12 +44,15 @@ def run(verb: str, args: list[str]) -> None:
         }
         if verb in ours:
             ours[verb]()
-    except (StoppedError, UnlikeError, LostError, NonFiniteError, DamagedError) as end:
+    except StoppedError as end:
+        if cli.trainer.is_global_zero:
+            print(f"lanes {verb}: {end}", file=sys.stderr)
+            end_agreed(128 + end.signal)
+    except (UnlikeError, LostError, NonFiniteError, DamagedError) as end:
         # All of them stop; only the first process fails and says why: it would be ended if another failed before it.
         started = getattr(cli, "checked", False)
         if not started or cli.trainer.is_global_zero:
-            code = 128 + end.signal if isinstance(end, StoppedError) else 1
-            _fail(verb, end, code=code if started else 2)
+            _fail(verb, end, code=1 if started else 2)
     except Mistake as mistake:
         parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
         keys = [action.dest for parser in parsers for action in parser._actions]
@@ -57,24 +60,25 @@ def run(verb: str, args: list[str]) -> None:
     except BadImageError as bad:  # in one process; a loader's process has wrapped it into its stack trace
         _fail(verb, Mistake("bad image:" + str(bad).rpartition("bad image:")[2]), code=1 if cli.checked else 2)
     except Exception as error:
-        watch = getattr(cli, "watch", None)
-        if connection_lost(error):
-            _end_after_another(verb, watch, error)
+        _end_by_another(verb, cli, error)
         if isinstance(error, MISTAKES) and not getattr(cli, "checked", False):
             # jsonargparse wraps what a constructor said into a page on every type that it tried.
             told = one_line(str(error), (), args) if "Union subtypes" in str(error) else str(error)
             _fail(verb, Mistake(told))
-        if watch is None:
+        if getattr(cli, "watch", None) is None:
             raise
-        _end_by_error(verb, watch)
+        _end_by_error(verb, cli.watch)
     finally:
         if first:
             os.environ.pop(RUN_FOLDER, None)  # a later run of this process gets a folder of its own
 
 
-def _end_after_another(verb: str, watch: Watch | None, error: Exception) -> NoReturn:
-    """End since another process has; who, a supervisor says, or else this one, as far as it can be told."""
-    if watch is not None and SUPERVISOR in os.environ:
+def _end_by_another(verb: str, cli: Any, error: Exception) -> None:
+    """End if the error is that another process has; who, a supervisor says, or else this one, if it can be told."""
+    if not connection_lost(error):
+        return
+    watch: Watch | None = getattr(cli, "watch", None)
+    if watch and SUPERVISOR in os.environ:
         raise SystemExit(1)
     who = watch and watch.who_ended
     said = f"another process has ended; why, it says above, unless it was killed ({error})"
