@@ -14,6 +14,7 @@ from lanes.checkpoint.manifest import MANIFEST, STATE, SUFFIX, DamagedError, rea
 from lanes.checkpoint.snapshot import Snapshot
 
 PARTIAL, OLD = ".partial", ".old"
+UNFINISHED = ".tmp"  # so safetensors calls a file until it is written
 
 
 def write_folder(path: Path, snapshot: Snapshot) -> None:
@@ -94,7 +95,8 @@ def with_way_out(path: Path, mistake: DamagedError) -> DamagedError:
 def _ours(remains: Path) -> bool:
     """Whether a folder holds nothing but files of a checkpoint: others may lie there whose names end alike."""
     return remains.is_dir() and all(
-        file.is_file() and (file.suffix == SUFFIX or file.name in (STATE, MANIFEST)) for file in remains.iterdir()
+        file.is_file() and (file.suffix == SUFFIX or file.name in (STATE, MANIFEST) or file.name.startswith(UNFINISHED))
+        for file in remains.iterdir()
     )
 
 

@@ -38,7 +38,7 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write it now; all processes must call this together."""
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_at = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

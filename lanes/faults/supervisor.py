@@ -117,36 +117,46 @@ class _Deaths:
         self.first: int | None = None
         self._pulses, self._passed_on = pulses, passed_on
         self._known: set[int] = set()
+        self._codes: dict[int, int] = {}  # of those that have died, in that order
         self._ranks: dict[int, str] = {}  # of a process that has died nobody can tell any more
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """While it lasts, look."""
+        """While it lasts, look; and whenever a child dies, before the agent has buried it with its exit code."""
         over = threading.Event()
         thread = threading.Thread(target=self._look, args=(over,), daemon=True)
+        before = signal.signal(signal.SIGCHLD, lambda *_: self._note())
         thread.start()
         try:
             yield
         finally:
+            signal.signal(signal.SIGCHLD, before)
             over.set()
             thread.join()
 
+    def _note(self) -> None:
+        for pid in _children() | self._known:
+            if code := _exit_code(pid):
+                self._codes.setdefault(pid, code)
+
     def _look(self, over: threading.Event) -> None:
-        died_at = None
+        died_at, before = None, set[int]()  # of an earlier start
         while not over.wait(LOOK_S):
             children = _children()
             if died_at is not None and children - self._known:  # the agent has started all again
                 self._known.clear()
+                before |= self._codes.keys()
                 died_at = None
             self._known |= children
             self._ranks |= {pid: rank for pid in children - self._ranks.keys() if (rank := _rank(pid))}
-            codes = {pid: _exit_code(pid) for pid in self._known}
-            for pid, code in codes.items():
-                if code and died_at is None:
-                    died_at, self.first = time.monotonic(), code
-                    self.say(pid, code)
-                mercy_s = 0 if self.first == HUNG else MERCY_S  # the others have nothing more to say
-                if code is None and died_at is not None and time.monotonic() - died_at > mercy_s:
+            self._note()
+            dead = next((pid for pid in list(self._codes) if pid not in before), None)
+            if dead and died_at is None:
+                died_at, self.first = time.monotonic(), self._codes[dead]
+                self.say(dead, self.first)
+            mercy_s = 0 if self.first == HUNG else MERCY_S  # the others have nothing more to say
+            if died_at is not None and time.monotonic() - died_at > mercy_s:
+                for pid in [pid for pid in self._known if _exit_code(pid) is None]:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
@@ -168,11 +178,13 @@ class _Deaths:
 @contextmanager
 def _told(folder: str) -> Iterator[None]:
     """The processes inherit who starts them, and where to write their pulses."""
-    os.environ |= {PULSES: folder, SUPERVISOR: str(os.getpid())}
+    # Else torch 2.13 lets processes that are started again find the addresses of those that have died in the store.
+    own_store = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    os.environ |= {PULSES: folder, SUPERVISOR: str(os.getpid()), own_store: "1"}
     try:
         yield
     finally:
-        for name in (PULSES, SUPERVISOR):
+        for name in (PULSES, SUPERVISOR, own_store):
             os.environ.pop(name)
 
 

@@ -50,6 +50,7 @@ class Watch(Callback):
         self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
         self._stands = ("start", 0, time.monotonic())
         self._step, self._made_one, self._told = 0, False, 0
+        self._thread: threading.Thread | None = None
         self._end = threading.Event()
         self._hooks: list[Any] = []
         self.here = ""  # which process this is, in words, once training begins
@@ -86,12 +87,12 @@ class Watch(Callback):
         self._hooks = []
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop watching; if an exchange has failed, find out who has ended."""
+        """Stop watching; if an exchange has failed and no supervisor will, find out who has ended."""
         if self._thread is None:
             return
         self._end.set()
         self._thread.join()
-        if connection_lost(exception) and (gone := self._mute()):
+        if PULSES not in os.environ and connection_lost(exception) and (gone := self._mute()):
             self.who_ended = self._ended(gone)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:

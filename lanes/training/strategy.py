@@ -34,7 +34,7 @@ from lanes.mesh import (
 from lanes.placement import average_statistics
 from lanes.plans import Plan
 from lanes.tracing import PlanError
-from lanes.training.position import begin_at, rescaled
+from lanes.training.position import begin_at, mend_restart, rescaled, to_validation, validation_follows
 from lanes.training.wandb_logger import LanesLogger
 
 
@@ -104,6 +104,7 @@ class LaneStrategy(ModelParallelStrategy):
         self.lane_devices = lane_devices
         self.about: dict[str, Any] = {}  # facts for the manifests of checkpoints
         self._writer: BackgroundWriter | None = None  # on the first process
+        self._validates_first = False  # going on from where a validation was due
 
     @property
     def data_axis(self) -> Axis:
@@ -174,6 +175,11 @@ class LaneStrategy(ModelParallelStrategy):
         votes = super().reduce(torch.tensor(int(decision), device=self.root_device), reduce_op="sum")
         return int(votes) == self.world_size if all else int(votes) > 0
 
+    def on_train_start(self) -> None:
+        """The trainer knows by now where it goes on."""
+        mend_restart(self._module.trainer.fit_loop, validate=self._validates_first)
+        self._validates_first = False
+
     def on_validation_start(self) -> None:
         """Evaluate with the same batch-norm statistics on every replica."""
         average_statistics(self._net, self.device_mesh)
@@ -209,6 +215,7 @@ class LaneStrategy(ModelParallelStrategy):
         state = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
         state["hyper_parameters"] = {k: repr(v) for k, v in state.get("hyper_parameters", {}).items()}
         state["replicas"] = self.data_axis.size
+        state["validation_follows"] = validation_follows(self._module.trainer)
         optimizers = self.optimizers if "optimizer_states" in checkpoint else []
         extra = {keeper.checkpoint_set: keeper.checkpoint_tensors(self._module) for keeper in self._keepers}
         about = {"wandb_run_id": self._wandb_run_id, **self.about}
@@ -259,6 +266,9 @@ class LaneStrategy(ModelParallelStrategy):
         before, now = state.get("replicas", self.data_axis.size), self.data_axis.size
         if training and before != now:
             rescaled(state["loops"], before, now)
+        self._validates_first = training and state.get("validation_follows", False)
+        if self._validates_first:
+            to_validation(state["loops"])
         if training:  # loaders were made to count their batches; they are made again where the epoch stands
             self._module.trainer.fit_loop._combined_loader = None
             # And callbacks would save this step once more, one batch on.
