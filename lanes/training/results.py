@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lanes.faults.last import LastCheckpoint
 from lanes.report import write_report
 
+COUNTERS = ("epoch", "step")  # what a ModelCheckpoint may go by to keep the newest
+
 
 def fit_results(trainer: Trainer, *, report: bool = False) -> str:
     """A few lines: accuracy, checkpoints, log, pictures.
@@ -42,7 +44,11 @@ def fit_results(trainer: Trainer, *, report: bool = False) -> str:
         if not isinstance(checkpoint, ModelCheckpoint):
             continue
         monitor, score = checkpoint.monitor, checkpoint.best_model_score
-        if monitor in names and score is not None:
+        if monitor is None or monitor in COUNTERS:
+            kept = len(checkpoint.best_k_models)
+            remark = f"  (the newest of {kept} that are kept)" if kept > 1 else ""
+            places.append(("also kept", checkpoint.best_model_path, remark))
+        elif score is not None:
             remark = f"  ({names.get(monitor, monitor)} {_shown(monitor, float(score))})"
             places.append(("best checkpoint", checkpoint.best_model_path, remark))
     log = getattr(trainer.logger, "run_folder", None)
