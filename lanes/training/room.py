@@ -50,10 +50,10 @@ def check_room(trainer: Trainer, model: Classifier, checkpoints: Path) -> None:
     free = shutil.disk_usage(_existing(checkpoints)).free
     told = f"a checkpoint takes about {size / MIB:.1f} MiB, and {checkpoints} has {free / MIB:.1f} MiB free"
     if free < size:
-        raise OSError(f"the disk is full: {told}; make room, or give another folder by --checkpoint.dirpath")
+        raise OSError(f"no room for checkpoints: {told}; make some, or give another folder by --checkpoint.dirpath")
     goes_on = checkpoints.is_dir() and any(checkpoints.iterdir())
     if not goes_on and free < KEPT * size:
-        rank_zero_warn(f"the disk is nearly full: {told}: not enough for the best, the last and the next")
+        rank_zero_warn(f"there is little room for checkpoints: {told}, not enough for the best, the last and the next")
 
 
 def checkpoint_bytes(model: Classifier, *, averages: int = 0) -> int:
