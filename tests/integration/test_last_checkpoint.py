@@ -114,7 +114,7 @@ def test_a_training_that_died_inside_an_epoch_goes_on_bit_by_bit(
     for ours, theirs in zip(resumed, undisturbed, strict=True):
         assert len(ours["batches"]) == 2
         same_end(ours, theirs)
-        assert [save for save in ours["saves"] if save[0] == "last.ckpt"] == [("last.ckpt", 8, 4), ("last.ckpt", 8, 8)]
+        assert [step for name, step, _ in ours["saves"] if name == "last.ckpt"] == [8, 8]
     assert newest_whole(run) == (last, []), "of one step the one that was written last"
 
 
