@@ -14,11 +14,13 @@ own slices. (Its writer joins the parts of torch 2.13 wrongly: it refuses intege
 as zero.) Nothing is pickled.
 """
 
+from lanes.checkpoint.folders import check_file as check_file
 from lanes.checkpoint.folders import newest_whole as newest_whole
 from lanes.checkpoint.loading import check_checkpoint as check_checkpoint
 from lanes.checkpoint.loading import extra_sets as extra_sets
 from lanes.checkpoint.loading import is_checkpoint as is_checkpoint
 from lanes.checkpoint.loading import load_checkpoint as load_checkpoint
+from lanes.checkpoint.manifest import MANIFEST as MANIFEST
 from lanes.checkpoint.manifest import MODEL as MODEL
 from lanes.checkpoint.manifest import STATE as STATE
 from lanes.checkpoint.manifest import SUFFIX as SUFFIX

@@ -7,10 +7,21 @@ leave either behind; what has a manifest that holds is whole, whatever it is cal
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
-from lanes.checkpoint.manifest import MANIFEST, STATE, SUFFIX, DamagedError, read_manifest, seal, sync_folder, verify
+from lanes.checkpoint.manifest import (
+    MANIFEST,
+    MODEL,
+    STATE,
+    SUFFIX,
+    DamagedError,
+    read_manifest,
+    seal,
+    sync_folder,
+    verify,
+)
 from lanes.checkpoint.snapshot import Snapshot
 
 PARTIAL, OLD = ".partial", ".old"
@@ -65,31 +76,50 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     Changes nothing: a checkpoint that a kill left under another name is found under that.
     """
     found = []
-    for path in [path.parent for path in folder.glob(f"*/{MANIFEST}")] if folder.is_dir() else []:
+    for path in filter(_looks_like_one, folder.glob("*")):
         try:
             facts = read_manifest(path)
-        except ValueError as mistake:
+        except (ValueError, OSError) as mistake:
             found.append((float("inf"), "", path, str(mistake)))
         else:
-            found.append((facts.get("step") or 0, facts["written"], path, ""))
+            found.append((facts.get("step") or 0, facts.get("written", ""), path, ""))
     wrong: list[str] = []
     for *_, path, problem in sorted(found, reverse=True):
         try:
             if not problem:
                 verify(path)
                 return path, wrong
-        except ValueError as mistake:
+        except (ValueError, OSError) as mistake:
             wrong.append(str(mistake))
         else:
             wrong.append(problem)
     return None, wrong
 
 
-def with_way_out(path: Path, mistake: DamagedError) -> DamagedError:
-    """The same mistake, with the checkpoint to take instead."""
-    other, _ = newest_whole(path.parent)
-    way_out = f"the newest whole checkpoint beside it is {other}" if other else "no checkpoint beside it is whole"
-    return DamagedError(f"{mistake}; {way_out}")
+def check_whole(path: Path, *, thorough: bool = True, only: str | None = None) -> dict[str, Any]:
+    """`lanes.checkpoint.manifest.verify`; of a damaged checkpoint also tells which one to take instead."""
+    try:
+        return verify(path, thorough=thorough, only=only)
+    except DamagedError as mistake:
+        other, _ = newest_whole(path.parent)
+        way_out = f"the newest whole checkpoint beside it is {other}" if other else "no checkpoint beside it is whole"
+        raise DamagedError(f"{mistake}; {way_out}") from mistake
+
+
+def check_file(file: Path) -> None:
+    """Check one file of a checkpoint that is to be read alone; a file that lanes did not write is its owner's matter.
+
+    Raises:
+        DamagedError: it is not what was written; names the newest whole checkpoint beside it.
+        ValueError: the checkpoint is of another format.
+    """
+    if (file.parent / MANIFEST).is_file() and file.name in read_manifest(file.parent)["files"]:
+        check_whole(file.parent, only=file.name)
+
+
+def _looks_like_one(path: Path) -> bool:
+    """Without a manifest only under a name of its own: what a kill interrupted was never a checkpoint."""
+    return (path / MANIFEST).is_file() or ((path / MODEL).is_file() and not path.name.startswith("."))
 
 
 def _ours(remains: Path) -> bool:

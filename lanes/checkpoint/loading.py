@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.optim import Optimizer
 
-from lanes.checkpoint.folders import with_way_out
-from lanes.checkpoint.manifest import MANIFEST, MODEL, OPTIMIZER, STATE, SUFFIX, DamagedError, shapes, verify
+from lanes.checkpoint.folders import check_whole
+from lanes.checkpoint.manifest import MANIFEST, MODEL, OPTIMIZER, STATE, SUFFIX, shapes
 from lanes.checkpoint.optimizers import check_settings, empty_optimizer_tensors, load_settings, parameter_names
 from lanes.checkpoint.snapshot import Sets, first
 from lanes.statecodec import decode
@@ -76,10 +76,7 @@ def check_checkpoint(path: str | Path, model: nn.Module) -> None:
         DamagedError: a file is missing or of another size; names the newest whole checkpoint beside it.
         ValueError: it is of another format or architecture; names the first difference.
     """
-    try:
-        verify(Path(path), thorough=False)
-    except DamagedError as mistake:
-        raise with_way_out(Path(path), mistake) from mistake
+    check_whole(Path(path), thorough=False)
     _check_architecture(Path(path), dict(model.state_dict()))
 
 
@@ -99,9 +96,7 @@ def _verify_together(path: Path) -> None:
     problem: list[Exception | None] = [None]
     if first():
         try:
-            verify(path)
-        except DamagedError as mistake:
-            problem = [with_way_out(path, mistake)]
+            check_whole(path)
         except (ValueError, OSError) as mistake:
             problem = [mistake]
     if dist.is_initialized():

@@ -30,7 +30,7 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
     """
     files = {file.name: _synced(file) for file in sorted(folder.iterdir())}
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
-    written = datetime.now(UTC).isoformat(timespec="seconds")
+    written = datetime.now(UTC).isoformat(timespec="milliseconds")
     facts = {"format": f"{FORMAT}/{NUMBER}", "written": written, "versions": versions, **about, "files": files}
     (folder / MANIFEST).write_text(json.dumps(facts, indent=1))
     _synced(folder / MANIFEST)
@@ -53,8 +53,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         facts = json.loads((path / MANIFEST).read_text())
         name, _, number = str(facts["format"]).partition("/")
-        known, newer, files = (name, int(number)) == (FORMAT, NUMBER), int(number) > NUMBER, facts["files"]
-    except (ValueError, KeyError, TypeError) as mistake:
+        known, newer = (name, int(number)) == (FORMAT, NUMBER), int(number) > NUMBER
+        if known:  # another format may tell of its files in another way
+            _ = [(wanted["bytes"], wanted["sha256"]) for wanted in facts["files"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as mistake:
         raise DamagedError(f"{path} is damaged: {MANIFEST} cannot be read ({mistake})") from mistake
     if not known:
         by = facts.get("versions", {}).get("lanes", "?")
@@ -63,16 +65,16 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has the format {facts['format']!r}, of lanes {by}; this version reads {ours!r}: {way_out}"
         )
-    assert isinstance(files, dict)
     return dict(facts)
 
 
-def verify(path: Path, *, thorough: bool = True) -> dict[str, Any]:
+def verify(path: Path, *, thorough: bool = True, only: str | None = None) -> dict[str, Any]:
     """Check that a checkpoint is what was written, and return its manifest.
 
     Args:
         path: its folder.
         thorough: compare checksums too, which reads all of it; else names and sizes.
+        only: the one file that is to be read, whatever has become of the others; default: all of them.
 
     Raises:
         FileNotFoundError: ``path`` is no checkpoint folder.
@@ -81,6 +83,8 @@ def verify(path: Path, *, thorough: bool = True) -> dict[str, Any]:
     """
     facts = read_manifest(path)
     for name, wanted in facts["files"].items():
+        if only not in (None, name):
+            continue
         file = path / name
         if not file.is_file():
             raise DamagedError(f"{path} is damaged: {name} is missing")
@@ -89,9 +93,12 @@ def verify(path: Path, *, thorough: bool = True) -> dict[str, Any]:
                 f"{path} is damaged: {name} has {file.stat().st_size} bytes, not the {wanted['bytes']} written"
             )
         if thorough and _sha256(file) != wanted["sha256"]:
-            raise DamagedError(f"{path} is damaged: {name} is not what was written (its SHA-256 differs)")
+            raise DamagedError(
+                f"{path} is damaged: {name} is not what was written with it: its SHA-256 is another, so it was "
+                "changed since or comes from another checkpoint"
+            )
     strange = sorted(file.name for file in path.glob(f"*{SUFFIX}") if file.name not in facts["files"])
-    if strange:
+    if strange and only is None:
         raise DamagedError(f"{path} is damaged: {strange[0]} was not written with it")
     return facts
 

@@ -41,6 +41,14 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_at = trainer.global_step
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on the checkpoint that training went on from is one of the run's own, and may be replaced.
+
+        Lightning would keep it for ever: of a run that goes on again and again, one more each time.
+        """
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == self.path.resolve().parent:
+            trainer.ckpt_path = None
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save, if a step was made here and the time has come."""
         loop: Any = trainer.fit_loop

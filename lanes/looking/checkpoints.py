@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lanes.checkpoint import MODEL, STATE, SUFFIX, is_checkpoint
+from lanes.checkpoint import MANIFEST, MODEL, STATE, SUFFIX, check_file, is_checkpoint
 from lanes.statecodec import decode
 from lanes.words import near
 
@@ -45,9 +45,14 @@ def find_weights(place: str | Path) -> Weights:
             ``.safetensors`` file, or a state dict that ``torch.save`` wrote.
 
     Raises:
-        ValueError: there are none; says what to give.
+        ValueError: there are none, or they are no longer what was written; says what to give.
     """
-    place = Path(place)
+    weights = _find_weights(Path(place))
+    check_file(weights.file)
+    return weights
+
+
+def _find_weights(place: Path) -> Weights:
     if not place.exists():
         beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
         raise ValueError(f"no such file or folder: {place}{near(place.name, beside)}")
@@ -55,7 +60,12 @@ def find_weights(place: str | Path) -> Weights:
         if place.suffix not in (SUFFIX, *PICKLED):
             raise ValueError(f"{place} is no checkpoint: {WANTED}")
         return Weights(place, place.parent if place.name == MODEL and is_checkpoint(place.parent) else place)
-    if (place / MODEL).is_file():
+    if (place / MODEL).is_file() or (place / STATE).is_file():
+        if (place / STATE).is_file() and not (place / MANIFEST).is_file():  # without either it is not from lanes
+            raise ValueError(
+                f"{place} is no whole checkpoint: it has no {MANIFEST}, which is written last; if its weights are good "
+                f"all the same, give {place / MODEL}"
+            )
         return Weights(place / MODEL, place)
     for folder in (place / "checkpoints", place):
         found = [path for path in folder.glob("*") if is_checkpoint(path)]
@@ -70,7 +80,8 @@ def _chosen(run: Path, found: list[Path]) -> Weights:
     states = {path: _state(path) for path in found}
     latest = max(found, key=lambda path: (states[path].get("global_step", 0), path.name == "last.ckpt", path.name))
     for callback in states[latest].get("callbacks", {}).values():
-        if isinstance(callback, dict) and callback.get("monitor") and callback.get("best_model_path"):
+        ours = isinstance(callback, dict) and callback.get("monitor") not in (None, "step", "epoch")
+        if ours and callback.get("best_model_path"):  # what goes by steps is the newest, not the best
             best = latest.with_name(Path(callback["best_model_path"]).name)  # the run may have been moved
             if best in states:
                 score = callback.get("best_model_score")

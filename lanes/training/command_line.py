@@ -27,7 +27,8 @@ from lanes.training.image_choice import check_images, in_order
 from lanes.training.layer_choice import RunLayers, lanes_of
 from lanes.training.module import Classifier
 from lanes.training.responses import ResponseMeasures
-from lanes.training.results import fit_results, near_path
+from lanes.training.results import COUNTERS, fit_results, near_path
+from lanes.training.room import check_room
 from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
 from lanes.training.validation_look import ValidationLook
@@ -167,6 +168,9 @@ class LanesCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, LaneStrategy):
             trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(self._config))
+        for checkpoints in trainer.checkpoint_callbacks:
+            if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath is None:  # Lightning's is in the log
+                checkpoints.dirpath = os.path.realpath(self._config.checkpoint.dirpath)
         last = LastCheckpoint(self._config.checkpoint.dirpath, self._config.last_every_n_steps)
         trainer.callbacks += [Agreement(last), last]  # type: ignore[attr-defined]
         return trainer
@@ -212,15 +216,18 @@ class LanesCLI(LightningCLI):
                 replicas = self.trainer.world_size // lane_devices
                 callback.check(model, self.datamodule, lane_devices=lane_devices, replicas=replicas)
             monitor = getattr(callback, "monitor", None)
-            if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *MONITORED):
+            known = (*MONITORED, *COUNTERS) if isinstance(callback, ModelCheckpoint) else MONITORED
+            if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *known):
                 raise ValueError(
-                    f"{type(callback).__name__}: there is no {monitor!r} to monitor{near(str(monitor), MONITORED)} "
-                    f"(there are {', '.join(MONITORED)})"
+                    f"{type(callback).__name__}: there is no {monitor!r} to monitor{near(str(monitor), known)} "
+                    f"(there are {', '.join(known)})"
                 )
             if isinstance(callback, Health):
                 callback.check(self.trainer)
         if path and path not in ("best", "hpc"):
             check_checkpoint(path, model.plain_net())
+        if self.verb == "fit" and self.trainer.is_global_zero:
+            check_room(self.trainer, model, Path(self._config.checkpoint.dirpath))
         self.checked = True
         environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
         if self.trainer.world_size > 1 and not environment.creates_processes_externally:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lanes.checkpoint import MODEL, is_checkpoint, shapes
+from lanes.checkpoint import MANIFEST, MODEL, DamagedError, check_file, read_manifest, shapes
 from lanes.training.averaging import WeightAverage
 from lanes.words import near
 
@@ -21,7 +21,7 @@ _PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"}
 
 
 def check_weights(net: nn.Module, path: str | Path, skip: Sequence[str] = ()) -> None:
-    """Check that a file's weights fit a network (which may be on "meta"); reads names and shapes only.
+    """Check that a file's weights fit a network (which may be on "meta"), and are what was written, of a checkpoint.
 
     Args:
         net: the plain network.
@@ -31,8 +31,9 @@ def check_weights(net: nn.Module, path: str | Path, skip: Sequence[str] = ()) ->
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is pickled, or no safetensors file; or a name is missing, too many or of another shape (names the
-            first); or a pattern matches nothing.
+        DamagedError: the checkpoint's file is not what was written; names the newest whole checkpoint beside it.
+        ValueError: the checkpoint is of another format; or the file is pickled, or no safetensors file; or a name is
+            missing, too many or of another shape (names the first); or a pattern matches nothing.
     """
     _names_to_load(net.state_dict(), _file_of(path), skip)
 
@@ -59,9 +60,8 @@ def load_weights(net: nn.Module, path: str | Path, skip: Sequence[str] = ()) -> 
 
 def _file_of(path: str | Path) -> Path:
     path = Path(path)
-    if is_checkpoint(path):
-        average = path / f"{WeightAverage.checkpoint_set}.safetensors"
-        return average if average.is_file() else path / MODEL
+    if (path / MANIFEST).is_file() or (path / MODEL).is_file():
+        return _file_of_checkpoint(path)
     if not path.is_file():
         raise FileNotFoundError(f"init_from: {path} is neither a .safetensors file nor a checkpoint folder")
     if path.suffix in _PICKLED:
@@ -74,7 +74,20 @@ def _file_of(path: str | Path) -> Path:
         raise ValueError(
             f"init_from: {path} is pickled, which can run anything; convert its state_dict once: {command}"
         )
+    check_file(path)
     return path
+
+
+def _file_of_checkpoint(path: Path) -> Path:
+    if not (path / MANIFEST).is_file():
+        raise DamagedError(
+            f"init_from: {path} is no whole checkpoint: it has no {MANIFEST}, which is written last; if its weights "
+            f"are good all the same, or not from lanes, give {path / MODEL}"
+        )
+    average = f"{WeightAverage.checkpoint_set}.safetensors"
+    file = path / (average if average in read_manifest(path)["files"] else MODEL)
+    check_file(file)
+    return file
 
 
 def _names_to_load(tensors: Mapping[str, Tensor], file: Path, skip: Sequence[str]) -> list[str]:

@@ -135,7 +135,7 @@ class Classifier(LightningModule):
         self.check_init()
 
     def check_init(self) -> None:
-        """Check that the weights of ``init_from``, if given, fit the network; reads names and shapes only.
+        """Check that the weights of ``init_from``, if given, fit the network, and are whole.
 
         Raises:
             FileNotFoundError: there is no such file.

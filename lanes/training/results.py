@@ -10,6 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lanes.faults.last import LastCheckpoint
 from lanes.report import write_report
 
+COUNTERS = ("epoch", "step")  # what a ModelCheckpoint may go by to keep the newest
+NAMES = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
+
 
 def fit_results(trainer: Trainer, *, report: bool = False) -> str:
     """A few lines: accuracy, checkpoints, log, pictures.
@@ -20,8 +23,7 @@ def fit_results(trainer: Trainer, *, report: bool = False) -> str:
     """
     folder = Path(trainer.default_root_dir)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    names = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
-    said = [f"{label} {_shown(k, metrics[k])}" for k, label in names.items() if k in metrics]
+    said = [f"{label} {_shown(k, metrics[k])}" for k, label in NAMES.items() if k in metrics]
     if not said and "train/loss" in metrics:
         said = [f"training loss {_shown('train/loss', metrics['train/loss'])} (there was no validation)"]
     if not said:
@@ -35,16 +37,7 @@ def fit_results(trainer: Trainer, *, report: bool = False) -> str:
         if getattr(stopper, "stopped_epoch", 0):
             monitor: Any = getattr(stopper, "monitor", "")
             lines.append(f"stopped early, after epoch {trainer.current_epoch}: {monitor} did not improve")
-    places: list[tuple[str, Any, str]] = []
-    for checkpoint in trainer.checkpoint_callbacks:
-        if isinstance(checkpoint, LastCheckpoint):
-            places.append(("last checkpoint", checkpoint.path, ""))
-        if not isinstance(checkpoint, ModelCheckpoint):
-            continue
-        monitor, score = checkpoint.monitor, checkpoint.best_model_score
-        if monitor in names and score is not None:
-            remark = f"  ({names.get(monitor, monitor)} {_shown(monitor, float(score))})"
-            places.append(("best checkpoint", checkpoint.best_model_path, remark))
+    places = _checkpoints(trainer)
     log = getattr(trainer.logger, "run_folder", None)
     places += [("log", log, ""), ("filter pictures", folder / "filters", "")]
     places += [("filter film", film, "") for film in sorted(folder.glob("filters-*.gif"))]
@@ -54,6 +47,24 @@ def fit_results(trainer: Trainer, *, report: bool = False) -> str:
         if place and Path(place).exists():
             lines.append(f"{label + ':':17}{near_path(place)}{remark}")
     return "\n".join(lines)
+
+
+def _checkpoints(trainer: Trainer) -> list[tuple[str, Any, str]]:
+    """What the callbacks keep: what to call it, where it is, a remark."""
+    places: list[tuple[str, Any, str]] = []
+    for checkpoint in trainer.checkpoint_callbacks:
+        if isinstance(checkpoint, LastCheckpoint):
+            places.append(("last checkpoint", checkpoint.path, ""))
+        if not isinstance(checkpoint, ModelCheckpoint):
+            continue
+        monitor, score, newest = checkpoint.monitor, checkpoint.best_model_score, checkpoint.best_model_path
+        if monitor is None or monitor in COUNTERS:
+            kept = len(checkpoint.best_k_models)
+            places.append(("also kept", newest, f"  (the newest of {kept} that are kept)" if kept > 1 else ""))
+        elif score is not None:
+            remark = f"  ({NAMES.get(monitor, monitor)} {_shown(monitor, float(score))})"
+            places.append(("best checkpoint", newest, remark))
+    return places
 
 
 def _written_report(log: Path, page: Path) -> Path:

@@ -67,6 +67,11 @@ DAMAGES = {
     "a bit is another": (lambda p: flip(p / "model.safetensors"), "model.safetensors is not what was written"),
     "the state is changed": (lambda p: flip(p / "state.json"), "state.json is not what was written"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "no manifest.json, which is written last"),
+    "a manifest of nothing": (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+    "a manifest without sizes": (
+        lambda p: (p / "manifest.json").write_text('{"format": "lanes-checkpoint/2", "files": {"state.json": {}}}'),
+        "manifest.json cannot be read",
+    ),
     "half a manifest": (lambda p: cut(p / "manifest.json"), "manifest.json cannot be read"),
     "another run's file": (
         lambda p: shutil.copy(p.parent / "other" / "model.safetensors", p / "model.safetensors"),
@@ -93,9 +98,8 @@ def test_damage_is_named_and_the_whole_one_beside_it(tmp_path: Path, name: str) 
     found, wrong = newest_whole(tmp_path)
     assert found == good
     assert is_checkpoint(other)
-    if name != "no manifest":  # is no checkpoint at all to one who looks for some
-        assert len(wrong) == 1
-        assert str(bad) in wrong[0]
+    assert len(wrong) == 1
+    assert str(bad) in wrong[0]
 
 
 def test_before_a_training_sizes_are_looked_at(tmp_path: Path) -> None:
@@ -111,6 +115,21 @@ def test_the_newest_is_by_step_not_by_name(tmp_path: Path) -> None:
         save(tmp_path / name, step)
     assert newest_whole(tmp_path) == (tmp_path / "b", [])
     assert newest_whole(tmp_path / "nowhere") == (None, [])
+
+
+def test_of_one_step_the_newest_is_the_one_written_last(tmp_path: Path) -> None:
+    """It has what the callbacks knew after the others."""
+    for name in ("b", "c", "a"):
+        save(tmp_path / name, 5)
+        time.sleep(0.002)
+    assert newest_whole(tmp_path) == (tmp_path / "a", [])
+
+
+def test_what_a_kill_interrupted_is_no_wrong_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "last", 1)
+    save(tmp_path / ".last.partial", 2)
+    (tmp_path / ".last.partial" / "manifest.json").unlink()
+    assert newest_whole(tmp_path) == (tmp_path / "last", [])
 
 
 @pytest.mark.parametrize("left", ["before", "between", "after"])

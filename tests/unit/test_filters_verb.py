@@ -28,6 +28,7 @@ from lanes.looking.layers import choose_layer, told_lanes
 from lanes.models.registry import build
 from lanes.pictures.distributions import specialisation_picture
 from lanes.pictures.filters import filter_grids
+from tests.damages import DAMAGES, WAY_OUT
 from tests.integration.command import refused
 
 FIRST = {
@@ -307,6 +308,50 @@ def test_mistakes_are_told_before_anything_is_written(arguments: str, mistaken: 
     before = sorted(mistaken.rglob("*"))
     assert MISTAKES[arguments] in refused(["filters", *arguments.split()], monkeypatch, capfd)
     assert sorted(mistaken.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("place", ["run", "run/checkpoints/best.ckpt", "run/checkpoints/best.ckpt/model.safetensors"])
+def test_a_checkpoint_that_is_not_what_was_written(
+    damage: str, place: str, mistaken: Path, training: Path, monkeypatch, capfd
+) -> None:
+    checkpoints = training / "checkpoints"
+    other = _net()
+    nn.init.zeros_(other.conv1.weight)
+    save_checkpoint(checkpoints / "other", other, state={"global_step": 2})
+    spoil, words = DAMAGES[damage]
+    spoil(checkpoints / "best.ckpt")
+    before = sorted(mistaken.rglob("*"))
+    if damage == "no manifest" and place != "run/checkpoints/best.ckpt":  # the last one; or told that it is good
+        write_filters(place, mistaken / "out")
+        return
+    told = refused(["filters", place], monkeypatch, capfd)
+    assert all(word in told for word in words), told
+    if damage in ("cut off", "swapped"):
+        assert f"{WAY_OUT}run/checkpoints/last.ckpt" in told
+    if damage == "no manifest":
+        assert "if its weights are good all the same, give run/checkpoints/best.ckpt/model.safetensors" in told
+    assert sorted(mistaken.rglob("*")) == before
+
+
+def test_what_is_not_read_and_what_is_not_ours_need_not_be_whole(training: Path) -> None:
+    best = training / "checkpoints" / "best.ckpt"
+    (best / "state.json").unlink()
+    assert find_weights(best).file == best / "model.safetensors"
+    save_file(_net().state_dict(), best / "exported.safetensors")
+    assert find_weights(best / "exported.safetensors").file == best / "exported.safetensors"
+    theirs = training.parent / "theirs"
+    theirs.mkdir()
+    save_file(_net().state_dict(), theirs / "model.safetensors")
+    assert find_weights(theirs).file == theirs / "model.safetensors"
+
+
+def test_the_newest_by_steps_is_not_the_best(training: Path) -> None:
+    newest = {"monitor": "step", "best_model_path": "newest.ckpt", "best_model_score": torch.tensor(9.0)}
+    best = {"monitor": "val/top1", "best_model_path": "best.ckpt", "best_model_score": torch.tensor(0.75)}
+    state = {"global_step": 10, "callbacks": {"a": newest, "b": best}}
+    save_checkpoint(training / "checkpoints" / "newest.ckpt", _net(), state=state)
+    assert find_weights(training).place == training / "checkpoints" / "best.ckpt"
 
 
 def test_the_verb_needs_no_lightning_and_no_wandb(training: Path) -> None:

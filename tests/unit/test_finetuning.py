@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lanes.checkpoint import save_checkpoint
+from lanes.checkpoint import DamagedError, save_checkpoint
 from lanes.models import SmallAlexNet
 from lanes.training import Classifier
 from lanes.training.finetuning import check_weights, load_weights
@@ -37,6 +37,24 @@ def test_all_but_what_is_skipped(file: Path, tmp_path: Path) -> None:
         load_weights(net, path, ["fc8.*"])
         for name, tensor in net.state_dict().items():
             assert torch.equal(tensor, fresh[name] if name.startswith("fc8.") else theirs[name]), name
+
+
+def test_what_is_read_of_a_checkpoint_must_be_what_was_written(tmp_path: Path) -> None:
+    """The averaged weights, if it has any; whatever has become of the rest."""
+    average = small(7).state_dict()
+    path, net = tmp_path / "last.ckpt", small(3)
+    save_checkpoint(path, small(5), extra={"average": average})
+    (path / "state.json").unlink()
+    (path / "model.safetensors").write_text("junk")
+    load_weights(net, path)
+    assert all(torch.equal(tensor, average[name]) for name, tensor in net.state_dict().items())
+    (path / "average.safetensors").unlink()
+    with pytest.raises(DamagedError, match=r"average\.safetensors is missing; no checkpoint beside it is whole"):
+        load_weights(net, path)
+    for given in (path, path / "model.safetensors"):
+        with pytest.raises(DamagedError, match=r"is missing|has 4 bytes"):
+            check_weights(net, given)
+    assert all(torch.equal(tensor, average[name]) for name, tensor in net.state_dict().items())
 
 
 def test_half_precision_is_widened(tmp_path: Path) -> None:
