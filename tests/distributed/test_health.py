@@ -258,17 +258,6 @@ def test_without_looking_at_every_step(ranks: Ranks, logged: int, made: int) -> 
         assert steps == made
 
 
-def go_on() -> int:
-    module = Sudden(partial(Laned, 2, LANES), image_shape=(3, 16, 16))
-    trainer = make_trainer(1, log_every_n_steps=50, callbacks=[Health(stop_on_non_finite=False)])
-    trainer.fit(module, DataLoader(photos(16), batch_size=4))
-    return trainer.global_step
-
-
-def test_on_request_it_goes_on(ranks: Ranks) -> None:
-    assert ranks(go_on, 1) == [4]
-
-
 def no_multiple() -> None:
     trainer = make_trainer(1, log_every_n_steps=2, callbacks=[Health(every_n_steps=3)])
     trainer.fit(classifier(partial(Laned, 2, LANES)), DataLoader(photos(16), batch_size=4))
