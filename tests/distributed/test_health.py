@@ -218,7 +218,7 @@ def stopped(bad: tuple[str, int, int], lane_devices: int) -> tuple[str, int, boo
             2,
             "step 2: a gradient is not finite, in backward order first the gradient of conv2, lane 3;",
         ),
-        (("loss", 3, 1), 2, 1, "step 3: the loss is not finite"),
+        (("loss", 3, 1), 2, 1, "step 3: the loss of replica 1 is not finite"),
     ],
 )
 def test_all_processes_stop_together(
