@@ -153,6 +153,10 @@ class Health(Callback):
         """The same where there is no validation."""
         self.on_validation_start(trainer, pl_module)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The same before it is written."""
+        self.on_validation_start(trainer, pl_module)
+
     def _note(self, step: int, value: Tensor, is_loss: float) -> None:
         """Keep the first step at which a value was not finite."""
         assert self._bad is not None

@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lanes.checkpoint import read_manifest
+from lanes.faults.last import LastCheckpoint
 from lanes.layers import local
 from lanes.words import near
 
@@ -115,7 +117,9 @@ def _checkpoint(trainer: Trainer, step: int, what: str) -> tuple[Path, int]:
     strategy: Any = trainer.strategy
     found: list[tuple[int, Path]] = []
     wrong: list[str] = []
-    for folder in sorted({Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}):  # type: ignore[attr-defined]
+    keepers = trainer.checkpoint_callbacks
+    folders = {Path(keeper.dirpath) for keeper in keepers if isinstance(keeper, ModelCheckpoint) and keeper.dirpath}
+    for folder in sorted(folders | {keeper.path.parent for keeper in keepers if isinstance(keeper, LastCheckpoint)}):
         path, problems = strategy.newest_whole(folder)
         wrong += problems
         if path is not None:

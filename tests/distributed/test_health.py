@@ -3,12 +3,14 @@
 import math
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -256,6 +258,23 @@ def test_without_looking_at_every_step(ranks: Ranks, logged: int, made: int) -> 
     for message, steps in ranks(stopped_late, 2, logged):
         assert "stopped at step 3: a gradient is not finite;" in message
         assert steps == made
+
+
+def stopped_before_saving(folder: str) -> str:
+    module = Sudden(partial(Laned, 2, LANES), image_shape=(3, 16, 16))
+    module.bad = ("conv2", 3, 1)
+    keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer = make_trainer(2, log_every_n_steps=50, callbacks=[AsOnGPU(), keep], enable_checkpointing=True)
+    with pytest.raises(NonFiniteError) as end:
+        trainer.fit(module, DataLoader(photos(40), batch_size=4))
+    return str(end.value)
+
+
+def test_what_is_no_number_is_not_kept(ranks: Ranks, tmp_path: Path) -> None:
+    """Where nobody looks at every step, one looks before a checkpoint is written."""
+    for message in ranks(stopped_before_saving, 2, str(tmp_path)):
+        assert "stopped at step 3: a gradient is not finite;" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["step=2.ckpt"]
 
 
 def no_multiple() -> None:

@@ -15,13 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lanes.checkpoint import newest_whole
 from lanes.faults.agreement import SIGNALS, Agreement, UnlikeError
+from lanes.faults.last import LastCheckpoint
 from lanes.layers import local
 from lanes.mesh import DATA_AXIS, axis
 from lanes.training import Classifier, WarmupCosine, WeightAverage
@@ -136,7 +137,7 @@ def train(
     keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=EVERY, save_top_k=-1)
     callbacks = (*callbacks, record, *([keep] if folder else []))
     options = {
-        "enable_checkpointing": bool(folder),
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "log_every_n_steps": 1,
         "use_distributed_sampler": False,
         **options,
@@ -178,7 +179,8 @@ def test_another_batch_on_one_lane_device(ranks: Ranks, mesh: str, rank: int) ->
     """The same images in another order, and labels as they should be."""
     world, lane_devices = MESHES[mesh]
     fault = {"what": "batch", "at": (3,), "rank": rank}
-    for answer in ranks(partial(train, callbacks=(Agreement(),)), world, lane_devices, "", fault):
+    agreement = Agreement(LastCheckpoint("nowhere", 0))
+    for answer in ranks(partial(train, callbacks=(agreement,)), world, lane_devices, "", fault):
         assert answer["end"] == "UnlikeError"
         culprit = f"lane device 1 of replica {rank // 2} (rank {rank})"
         assert f"step 3: {culprit} read another batch than lane device 0" in answer["said"]
@@ -230,7 +232,7 @@ def test_a_flipped_bit(
 def test_nothing_is_said_of_what_is_right(ranks: Ranks, tmp_path: Path, mesh: str, options: dict[str, Any]) -> None:
     """Replicas have statistics of their own, which are averaged before anything is compared."""
     world, lane_devices = MESHES[mesh]
-    callbacks = (Agreement(), Health(on_non_finite="skip"), WeightAverage(0.5))
+    callbacks = (Agreement(LastCheckpoint(tmp_path, 0)), Health(on_non_finite="skip"), WeightAverage(0.5))
     for answer in ranks(partial(train, callbacks=callbacks, **options), world, lane_devices, str(tmp_path)):
         assert (answer["end"], answer["told"]) == ("NoneType", [])
     manifest = json.loads((tmp_path / f"step={EVERY}.ckpt" / "manifest.json").read_text())
