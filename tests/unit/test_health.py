@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 
 from lanes.checking import CheckReport, Finding
+from lanes.training.command_line import LanesCLI
 from lanes.training.health import Health
-from lanes.training.rates import AUGMENT, FETCH, _Stopwatch
+from lanes.training.rates import AUGMENT, FETCH, Rates, _Stopwatch
 
 
 def finding(name: str, *errors: float, noise: float = 1e-15) -> Finding:
@@ -76,6 +78,17 @@ def test_what_was_skipped_is_counted_on() -> None:
     stopping = Health()
     stopping.load_state_dict(state)
     assert stopping.state_dict() == {}
+
+
+def test_the_configurations_own_takes_the_defaults_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the default one would stop what the other one skips."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # is set, and put back
+    config = Path(__file__).parents[2] / "configs" / "photographs.yaml"
+    own = ["--trainer.callbacks+=lanes.training.Health", "--trainer.callbacks.on_non_finite=skip"]
+    for more, policies in (([], ["stop"]), (own, ["skip"])):
+        callbacks = LanesCLI("plan", ["-c", str(config), *more]).trainer.callbacks
+        assert [c._remedy.policy for c in callbacks if isinstance(c, Health)] == policies
+        assert any(isinstance(c, Rates) for c in callbacks), "the others stay"
 
 
 def test_the_stopwatch_adds_up_and_leaves_the_profiler_alone() -> None:
