@@ -73,24 +73,23 @@ class Agreement(Checkpoint):  # which the trainer calls after all others: their 
         # The trainer asks at every step, blocking, whether a SIGTERM has come to its handler, which it never does now.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back, before the trainer does."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same."""
+        self._give_back()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the others."""
         self._tell(self.signal, *_seen(batch))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Hear the others.
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Hear the others, before what was read gets into the weights.
 
         Raises:
             UnlikeError: lane devices of a replica read different batches; on all processes.
-            StoppedError: a signal has come to one of them; on all.
         """
         everyone = self._heard()
         for replica, lane_devices in enumerate(everyone.split(self._lane_devices)):
@@ -98,10 +97,19 @@ class Agreement(Checkpoint):  # which the trainer calls after all others: their 
             if unlike:
                 rank = replica * self._lane_devices + unlike[0]
                 raise UnlikeError(
-                    f"step {trainer.global_step}: lane device {unlike[0]} of replica {replica} (rank {rank}) read "
+                    f"step {trainer.global_step + 1}: lane device {unlike[0]} of replica {replica} (rank {rank}) read "
                     "another batch than lane device 0; read data and draw random numbers alike on every process"
                 )
-        number = int(everyone[:, 0].max())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End training, if a signal has come.
+
+        Raises:
+            StoppedError: a signal has come to one of the processes; on all.
+        """
+        number = int(self._heard()[:, 0].max())
         if number and trainer.global_step and not trainer.fit_loop.epoch_loop._should_accumulate():
             rank_zero_info(f"{signal.Signals(number).name} has come: a checkpoint is written to {self.last.path}")
             self.last.save(trainer)
@@ -142,6 +150,11 @@ class Agreement(Checkpoint):  # which the trainer calls after all others: their 
         work, answers = self._asked
         work.wait()
         return torch.stack(answers)
+
+    def _give_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def _stop(self, trainer: Trainer, number: int) -> None:
         strategy: Any = trainer.strategy

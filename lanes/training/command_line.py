@@ -162,9 +162,13 @@ class LanesCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Beside the best checkpoint keep the last; let processes agree on signals and batches."""
-        if self._get(self.config_init, "trainer").enable_progress_bar is False:
-            callbacks = self.trainer_defaults["callbacks"]
-            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
+        settings = self._get(self.config_init, "trainer")
+        given = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        replaced = {type(callback) for callback in given}  # a default gives way to what the configuration has instead
+        if settings.enable_progress_bar is False:
+            replaced.add(RichProgressBar)
+        callbacks = self.trainer_defaults["callbacks"]
+        self.trainer_defaults["callbacks"] = [c for c in callbacks if type(c) not in replaced]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, LaneStrategy):
             trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(self._config))

@@ -1,4 +1,7 @@
-"""The health of a run: how large weights and updates of every lane are, and that loss and gradients are finite."""
+"""The health of a run: how large weights and updates of every lane are, and that loss and gradients are finite.
+
+Kept out: what is done when they are not (non_finite.py).
+"""
 
 from typing import Any
 
@@ -11,31 +14,49 @@ from lanes.analysis.health import LaneWeights
 from lanes.checking import from_everyone
 from lanes.layers import local
 from lanes.mesh import LANE_AXIS, axis
+from lanes.training.non_finite import NonFiniteError, Policy, Remedy
 
-
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient is not finite; training makes no sense from here on."""
+__all__ = ["Health", "NonFiniteError"]
 
 
 class Health(Callback):
-    """Log mean |w|, mean |dw| and their ratio per layer and lane; stop all processes when a number is not finite.
+    """Log mean |w|, mean |dw| and their ratio per layer and lane; see to it that loss and gradients are finite.
 
-    dw is how far one optimizer step moved the weights, measured at the logging steps only. On a CPU a step whose loss
-    or gradient is not finite is never made: the weights stay as they were. On a GPU nobody waits for the device between
-    logging steps, so that the end comes at the next one (or before validation), and names the first bad step.
+    dw is how far one optimizer step moved the weights, measured at the logging steps only. When the loss or a gradient
+    is not finite, all processes together
+
+    - "stop": they raise :class:`NonFiniteError`. On a CPU the bad step is never made: the weights stay as they were. On
+      a GPU nobody waits for the device between logging steps, so that the end comes at the next one (or before
+      validation), and names the first bad step.
+    - "skip": the step is not made, with all the batches that it accumulates: weights, optimizer and batch norm's
+      statistics stay as they were before it. It counts nevertheless, for schedules and averages.
+    - "roll_back": weights, optimizer, statistics and averaged weights of the run's newest whole checkpoint are taken
+      again, and training goes on with the batches that follow; steps and schedules go on counting.
+
+    The last two look at every step, for which a GPU is waited for at every step.
 
     Args:
         every_n_steps: how often to log; by default trainer.log_every_n_steps, else a multiple of it.
-        stop_on_non_finite: raise :class:`NonFiniteError` on all processes together.
+        on_non_finite: "stop", "skip" or "roll_back".
+        max_in_a_row: so many steps one after another may be skipped; then training stops.
+        max_roll_backs: so often training may go back; then it stops.
 
     Raises:
-        ValueError: every_n_steps is no multiple of trainer.log_every_n_steps.
+        ValueError: a value is not possible, or every_n_steps is no multiple of trainer.log_every_n_steps.
     """
 
-    def __init__(self, every_n_steps: int | None = None, stop_on_non_finite: bool = True) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        on_non_finite: Policy = "stop",
+        *,
+        max_in_a_row: int = 10,
+        max_roll_backs: int = 3,
+    ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"Health: every_n_steps={every_n_steps} must be at least 1")
-        self.every_n_steps, self.stop_on_non_finite = every_n_steps, stop_on_non_finite
+        self.every_n_steps = every_n_steps
+        self._remedy = Remedy(on_non_finite, max_in_a_row=max_in_a_row, max_roll_backs=max_roll_backs)
         self._weights: LaneWeights | None = None
         self._before: list[Tensor] | None = None
         self._values: dict[str, float] = {}
@@ -62,7 +83,22 @@ class Health(Callback):
         self._weights = LaneWeights(module.net, module.placed_by, axis(module.device_mesh, LANE_AXIS))
         self._bad = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=pl_module.device)
         self._before, self._values = None, {}
-        self._looks_at_once = pl_module.device.type == "cpu"  # a GPU would be waited for at every step
+        # A GPU would be waited for at every step.
+        self._looks_at_once = pl_module.device.type == "cpu" or self._remedy.policy != "stop"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was skipped so far."""
+        return {**self._remedy.counts, "in_a_row": self._remedy.in_a_row} if self._remedy.counts else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._remedy.counts |= {name: state_dict[name] for name in self._remedy.counts if name in state_dict}
+        self._remedy.in_a_row = state_dict.get("in_a_row", 0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep what the forward changes, at the first of the batches that make a step."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._remedy.keep_buffers(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note whether the loss is finite, without asking the device for it."""
@@ -81,14 +117,18 @@ class Health(Callback):
             bounds = [bound for g in gradients if g is not None for bound in g.aminmax()]
             self._note(trainer.global_step + 1, torch.stack(bounds).abs().max(), 0.0)
         due = bool(self.every) and (trainer.global_step + 1) % self.every == 0
-        if due or self._looks_at_once:
-            self._stop_if_bad(trainer, pl_module)
-        if due:
+        bad = self._bad_step(trainer, pl_module) if due or self._looks_at_once else None
+        if bad:
+            self._remedy.apply(trainer, pl_module, *bad)
+            self._bad = torch.zeros_like(self._bad)  # type: ignore[arg-type]
+        else:
+            self._remedy.in_a_row = 0
+        self._values = dict(self._remedy.counts) if due else {}
+        if due and not bad:
             means = self._weights.gradient_mean_abs().tolist()
             names = [f"{block}/gradient_mean_abs" for block in self._weights.blocks]
-            self._values = dict(zip(names, means, strict=True)) | {
-                "gradient_norm": float(self._weights.gradient_norm())
-            }
+            self._values |= dict(zip(names, means, strict=True))
+            self._values["gradient_norm"] = float(self._weights.gradient_norm())
             self._before = self._weights.snapshot()
 
     def on_train_batch_end(
@@ -97,18 +137,25 @@ class Health(Callback):
         """Log, if this was a logging step."""
         if self._before is not None:
             assert self._weights is not None
-            values = self._values | self._weights.measure(self._before)
+            self._values |= self._weights.measure(self._before)
             self._before = None
-            pl_module.log_dict({f"health/{name}": value for name, value in values.items()})
+        pl_module.log_dict({f"health/{name}": float(value) for name, value in self._values.items()})
+        self._values = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not evaluate, nor keep, weights that are not numbers."""
-        if not trainer.sanity_checking:
-            self._stop_if_bad(trainer, pl_module)
+        """Do not evaluate, nor keep, what is no number; it may be in the middle of the batches that make a step."""
+        if not trainer.sanity_checking and (bad := self._bad_step(trainer, pl_module)):
+            if self._remedy.policy == "stop":
+                self._remedy.apply(trainer, pl_module, *bad)
+            self._remedy.restore_buffers(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same where there is no validation."""
-        self._stop_if_bad(trainer, pl_module)
+        self.on_validation_start(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The same before it is written."""
+        self.on_validation_start(trainer, pl_module)
 
     def _note(self, step: int, value: Tensor, is_loss: float) -> None:
         """Keep the first step at which a value was not finite."""
@@ -118,37 +165,35 @@ class Health(Callback):
         )
         self._bad = torch.where((self._bad[0] == 0) & ~value.isfinite(), now, self._bad)
 
-    def _stop_if_bad(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Agree with all processes; all of them raise, or none.
-
-        Raises:
-            NonFiniteError: names the step, the layer and lane where that can be told, and the way out.
-        """
-        if not self.stop_on_non_finite or self._bad is None:
-            return
+    def _bad_step(self, trainer: Trainer, pl_module: LightningModule) -> tuple[int, str] | None:
+        """Agree with all processes on the first bad step and on what was not finite; None if all was."""
+        if self._bad is None:
+            return None
         module: Any = pl_module
-        notes = from_everyone(self._bad.nan_to_num(), module.device_mesh).flatten(0, 1)  # [processes, 3]
-        bad = notes[notes[:, 0] > 0]
-        if not len(bad):
-            return
-        step = int(bad[:, 0].min())
-        loss_is_bad = bool((bad[bad[:, 0] == step][:, 1] == 0).any())
-        what = "the loss is not finite" if loss_is_bad else "a gradient is not finite"
-        where = self._where() if step == trainer.global_step + 1 else ""
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        clip = trainer.gradient_clip_val
-        raise NonFiniteError(
-            f"training stopped at step {step}: {what}{where}; lower the learning rate (now {rate:.3g}) or clip "
-            f"gradients{' at less' if clip else ''} (trainer.gradient_clip_val, now {clip})"
-        )
+        notes = from_everyone(self._bad.nan_to_num(), module.device_mesh)  # [replicas, lane devices, 3]
+        bad = notes[..., 0] > 0
+        if not bad.any():
+            return None
+        step = int(notes[..., 0][bad].min())
+        losses = (bad & (notes[..., 0] == step) & (notes[..., 1] == 0)).any(1)  # of which replicas
+        what = f"the loss{_of_replica(losses)} is not finite" if losses.any() else "a gradient is not finite"
+        return step, what + (self._where(module) if step == trainer.global_step + 1 else "")
 
-    def _where(self) -> str:
-        """The layer and lane that backward came to first, of those whose gradient is not finite."""
+    def _where(self, module: Any) -> str:
+        """The layer and lane that backward came to first, of those whose gradient is not finite on any replica."""
         assert self._weights is not None
-        finite = self._weights.gradient_mean_abs().isfinite().tolist()
-        bad = [block for block, ok in zip(self._weights.blocks, finite, strict=True) if not ok]
+        wrong = (~self._weights.gradient_mean_abs().isfinite()).double()
+        replicas = from_everyone(wrong, module.device_mesh).sum(1) > 0  # [replicas, blocks]
+        bad = [place for place, anywhere in enumerate(replicas.any(0).tolist()) if anywhere]
         if not bad:
             return ""
-        layer = bad[-1].split("/")[0]
-        first = next(block for block in bad if block.split("/")[0] == layer)
-        return f", in backward order first the gradient of {first.replace('/lane', ', lane ')}"
+        blocks = self._weights.blocks
+        layer = blocks[bad[-1]].split("/")[0]
+        first = next(place for place in bad if blocks[place].split("/")[0] == layer)
+        block = blocks[first].replace("/lane", ", lane ")
+        return f", in backward order first the gradient of {block}{_of_replica(replicas[:, first])}"
+
+
+def _of_replica(which: Tensor) -> str:
+    """The first of some replicas, in words; of all of them nothing."""
+    return "" if which.all() else f" of replica {which.nonzero()[0].item()}"

@@ -6,6 +6,7 @@ Everything else is Lightning's ``ModelParallelStrategy``. Clipping needs no code
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,7 +19,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lanes.checkpoint import BackgroundWriter, extra_sets, load_checkpoint, take_snapshot
+from lanes.checkpoint import BackgroundWriter, extra_sets, load_checkpoint, newest_whole, take_snapshot
+from lanes.faults.equal_weights import check_equal
+from lanes.faults.same_everywhere import check_same
 from lanes.mesh import (
     DATA_AXIS,
     Axis,
@@ -114,6 +117,7 @@ class LaneStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Start the processes' group and make the mesh."""
         self._setup_distributed()
+        check_same(self.about.get("config", {}), device=self.root_device)
         assert self.lightning_module is not None
         if self.root_device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             # Processes that each take every core wait for one another.
@@ -207,6 +211,7 @@ class LaneStrategy(ModelParallelStrategy):
         checkpoint is there when this returns.
 
         Raises:
+            UnlikeError: processes do not hold equal weights; on all of them, before anything is written.
             OSError: the trainer does not run, and the checkpoint could not be written; on every process.
         """
         if storage_options is not None:
@@ -218,6 +223,10 @@ class LaneStrategy(ModelParallelStrategy):
         state["validation_follows"] = validation_follows(self._module.trainer)
         optimizers = self.optimizers if "optimizer_states" in checkpoint else []
         extra = {keeper.checkpoint_set: keeper.checkpoint_tensors(self._module) for keeper in self._keepers}
+        folder, step = Path(filepath).parent, self._module.trainer.global_step
+        check_equal(
+            self._net, optimizers, extra, mesh=self.device_mesh, step=step, newest=partial(self.newest_whole, folder)
+        )
         about = {"wandb_run_id": self._wandb_run_id, **self.about}
         snapshot = take_snapshot(self._net, optimizers, state, extra=extra, about=about)
         if self.is_global_zero:
@@ -247,18 +256,26 @@ class LaneStrategy(ModelParallelStrategy):
         self._writer.wait()
         return self._writer.failure
 
+    def newest_whole(self, folder: Path) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint in a folder, and what is wrong with newer ones; all processes must call it."""
+        self.written()
+        return self.broadcast(newest_whole(folder) if self.is_global_zero else (None, []))
+
+    def read_tensors(self, path: str | Path) -> None:
+        """Overwrite all tensors of the training that runs by a checkpoint's; rates and counts go on."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        self._read(path, self.optimizers)
+        for group, own in zip(groups, settings, strict=True):
+            group.update(own)
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint folder into the network on this mesh, and into the optimizers when training goes on."""
         training = self._module.trainer.state.fn == TrainerFn.FITTING
         self.written()
         self.barrier()
         path = self.broadcast(checkpoint_path)
-        found = extra_sets(path)
-        keepers = {keeper.checkpoint_set: keeper for keeper in self._keepers}
-        extra = {name: keeper.checkpoint_tensors(self._module) for name, keeper in keepers.items() if name in found}
-        state = load_checkpoint(path, self._net, self.optimizers if training else [], extra=extra)
-        for name, keeper in keepers.items():
-            keeper.checkpoint_loaded(self._module, found=name in found)
+        state = self._read(path, self.optimizers if training else [])
         if training and "global_step" not in state:
             raise ValueError(
                 f"{path} was not written by a training that can go on; start from its weights by model.init_from"
@@ -276,6 +293,16 @@ class LaneStrategy(ModelParallelStrategy):
                 callback._last_global_step_saved = state["global_step"]  # type: ignore[attr-defined]
         # Trainers read the version before anything else; lanes.save_checkpoint of a plain loop does not know it.
         return {"pytorch-lightning_version": lightning.__version__, "state_dict": {}, **state}
+
+    def _read(self, path: str | Path, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+        """Overwrite the network, optimizers, and what callbacks keep; return the rest of a checkpoint."""
+        found = extra_sets(path)
+        keepers = {keeper.checkpoint_set: keeper for keeper in self._keepers}
+        extra = {name: keeper.checkpoint_tensors(self._module) for name, keeper in keepers.items() if name in found}
+        state = load_checkpoint(path, self._net, optimizers, extra=extra)
+        for name, keeper in keepers.items():
+            keeper.checkpoint_loaded(self._module, found=name in found)
+        return state
 
     @property
     def _module(self) -> LightningModule:

@@ -3,12 +3,14 @@
 import math
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -218,7 +220,7 @@ def stopped(bad: tuple[str, int, int], lane_devices: int) -> tuple[str, int, boo
             2,
             "step 2: a gradient is not finite, in backward order first the gradient of conv2, lane 3;",
         ),
-        (("loss", 3, 1), 2, 1, "step 3: the loss is not finite"),
+        (("loss", 3, 1), 2, 1, "step 3: the loss of replica 1 is not finite"),
     ],
 )
 def test_all_processes_stop_together(
@@ -258,15 +260,21 @@ def test_without_looking_at_every_step(ranks: Ranks, logged: int, made: int) -> 
         assert steps == made
 
 
-def go_on() -> int:
+def stopped_before_saving(folder: str) -> str:
     module = Sudden(partial(Laned, 2, LANES), image_shape=(3, 16, 16))
-    trainer = make_trainer(1, log_every_n_steps=50, callbacks=[Health(stop_on_non_finite=False)])
-    trainer.fit(module, DataLoader(photos(16), batch_size=4))
-    return trainer.global_step
+    module.bad = ("conv2", 3, 1)
+    keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer = make_trainer(2, log_every_n_steps=50, callbacks=[AsOnGPU(), keep], enable_checkpointing=True)
+    with pytest.raises(NonFiniteError) as end:
+        trainer.fit(module, DataLoader(photos(40), batch_size=4))
+    return str(end.value)
 
 
-def test_on_request_it_goes_on(ranks: Ranks) -> None:
-    assert ranks(go_on, 1) == [4]
+def test_what_is_no_number_is_not_kept(ranks: Ranks, tmp_path: Path) -> None:
+    """Where nobody looks at every step, one looks before a checkpoint is written."""
+    for message in ranks(stopped_before_saving, 2, str(tmp_path)):
+        assert "stopped at step 3: a gradient is not finite;" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["step=2.ckpt"]
 
 
 def no_multiple() -> None:

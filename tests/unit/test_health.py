@@ -1,14 +1,18 @@
 """What health, rates and checks say in words; their numbers are in tests/distributed."""
 
+import re
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
 
 from lanes.checking import CheckReport, Finding
+from lanes.training.command_line import LanesCLI
 from lanes.training.health import Health
-from lanes.training.rates import AUGMENT, FETCH, _Stopwatch
+from lanes.training.rates import AUGMENT, FETCH, Rates, _Stopwatch
 
 
 def finding(name: str, *errors: float, noise: float = 1e-15) -> Finding:
@@ -50,6 +54,41 @@ def test_many_devices_are_counted() -> None:
 def test_how_often_makes_sense() -> None:
     with pytest.raises(ValueError, match="every_n_steps=0 must be at least 1"):
         Health(every_n_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"on_non_finite": "skipp"}, "there is no on_non_finite='skipp'; did you mean 'skip'? (there are stop, skip"),
+        ({"on_non_finite": False}, "there is no on_non_finite=False (there are stop, skip, roll_back)"),
+        ({"on_non_finite": "skip", "max_in_a_row": 0}, "max_in_a_row=0 must be at least 1; to stop at once: "),
+        ({"on_non_finite": "roll_back", "max_roll_backs": 0}, "max_roll_backs=0 must be at least 1"),
+    ],
+)
+def test_what_to_do_makes_sense(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Health(**given)
+
+
+def test_what_was_skipped_is_counted_on() -> None:
+    state = {"skipped_steps": 4, "in_a_row": 2}
+    health = Health(on_non_finite="skip")
+    health.load_state_dict(state)
+    assert health.state_dict() == state
+    stopping = Health()
+    stopping.load_state_dict(state)
+    assert stopping.state_dict() == {}
+
+
+def test_the_configurations_own_takes_the_defaults_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the default one would stop what the other one skips."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # is set, and put back
+    config = Path(__file__).parents[2] / "configs" / "photographs.yaml"
+    own = ["--trainer.callbacks+=lanes.training.Health", "--trainer.callbacks.on_non_finite=skip"]
+    for more, policies in (([], ["stop"]), (own, ["skip"])):
+        callbacks = LanesCLI("plan", ["-c", str(config), *more]).trainer.callbacks
+        assert [c._remedy.policy for c in callbacks if isinstance(c, Health)] == policies
+        assert any(isinstance(c, Rates) for c in callbacks), "the others stay"
 
 
 def test_the_stopwatch_adds_up_and_leaves_the_profiler_alone() -> None:

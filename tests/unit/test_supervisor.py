@@ -54,7 +54,7 @@ def test_a_process_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_process_that_is_killed_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     """Also by those who then die of it, and where the others do not listen to anything gentle."""
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    die = "os.kill(os.getpid(), signal.SIGKILL) if rank == 2 else time.sleep(60)"
+    die = "time.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL) if rank == 2 else time.sleep(60)"
     assert supervise(python(deaf + die), 3) == 128 + signal.SIGKILL
     assert none_left()
     (line,) = capfd.readouterr().err.splitlines()
