@@ -184,7 +184,7 @@ def test_another_batch_on_one_lane_device(ranks: Ranks, mesh: str, rank: int) ->
         assert answer["end"] == "UnlikeError"
         culprit = f"lane device 1 of replica {rank // 2} (rank {rank})"
         assert f"step 3: {culprit} read another batch than lane device 0" in answer["said"]
-        assert answer["steps"] == 3
+        assert answer["steps"] == 2, "the third is not made"
 
 
 # ---- A flipped bit
