@@ -6,6 +6,7 @@ Kept out: the verbs (command_line.py).
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,6 +22,8 @@ from lanes.training.mistakes import one_line
 from lanes.training.quiet import hush
 
 MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException)
+
+TOGETHER = (StoppedError, UnlikeError, LostError, NonFiniteError, DamagedError)
 
 
 def run(verb: str, args: list[str]) -> None:
@@ -44,15 +47,8 @@ def run(verb: str, args: list[str]) -> None:
         }
         if verb in ours:
             ours[verb]()
-    except StoppedError as end:
-        if cli.trainer.is_global_zero:
-            print(f"lanes {verb}: {end}", file=sys.stderr)
-            end_agreed(128 + end.signal)
-    except (UnlikeError, LostError, NonFiniteError, DamagedError) as end:
-        # All of them stop; only the first process fails and says why: it would be ended if another failed before it.
-        started = getattr(cli, "checked", False)
-        if not started or cli.trainer.is_global_zero:
-            _fail(verb, end, code=1 if started else 2)
+    except TOGETHER as end:
+        _end_together(verb, cli, end)
     except Mistake as mistake:
         parsers = [cli.parser, *getattr(cli, "_subcommand_parsers", {}).values()]
         keys = [action.dest for parser in parsers for action in parser._actions]
@@ -71,6 +67,22 @@ def run(verb: str, args: list[str]) -> None:
     finally:
         if first:
             os.environ.pop(RUN_FOLDER, None)  # a later run of this process gets a folder of its own
+
+
+def _end_together(verb: str, cli: Any, end: Exception) -> None:
+    """End what all processes end: the first says why, and fails; it would be ended if another failed before it."""
+    if not getattr(cli, "checked", False):
+        _fail(verb, end)
+    if not cli.trainer.is_global_zero:
+        return
+    if isinstance(end, UnlikeError):  # started again, a supervisor may find them alike
+        _fail(verb, end, code=1)
+    if isinstance(end, StoppedError):
+        print(f"lanes {verb}: {end}", file=sys.stderr)
+        end_agreed(128 + end.signal)
+    with suppress(SystemExit):
+        _fail(verb, end)
+    end_agreed(1)
 
 
 def _end_by_another(verb: str, cli: Any, error: Exception) -> None:

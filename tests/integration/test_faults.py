@@ -1,4 +1,4 @@
-"""``lanes fit`` on 2 x 2 processes when one dies, hangs or is signalled: all end soon, named, and nothing is lost.
+"""``lanes fit`` on two processes when one dies, hangs, fails or is signalled: all end soon, named, nothing is lost.
 
 A small dose; ``scripts/chaos`` gives the large one.
 """
@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 
 from lanes.faults.pulses import HUNG
@@ -23,116 +23,169 @@ from tests.integration.command import CONFIG, ROOT, lanes
 
 HANG_S = 11
 FIT = (
-    *("fit", "-c", CONFIG, "--trainer.devices", 4, "--trainer.strategy.lane_devices", 2),
-    *("--data.init_args.num_train", 256, "--data.init_args.num_val", 40, "--data.init_args.batch_size", 16),
+    *("fit", "-c", CONFIG, "--trainer.devices", 2, "--trainer.strategy.lane_devices", 2),
+    *("--data.init_args.num_train", 256, "--data.init_args.num_val", 40, "--data.init_args.batch_size", 8),
     *("--trainer.max_epochs", 4, "--trainer.limit_val_batches", 1, "--trainer.callbacks", "[]", "--report", "false"),
     *("--trainer.default_root_dir", "runs", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
-    *("--watch.timeout_s", HANG_S),
+    *("--watch.timeout_s", HANG_S, "--last_every_n_steps", 4),
 )
 LAST = Path("runs/1/checkpoints/last.ckpt")
+SUPERVISED = (sys.executable, "-m", "lanes")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lanes")
+
+
+class Fails(Callback):
+    """Fails on one rank, as a mistake in somebody's callback would."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 6:
+            raise KeyError("nobody has thought of this")
 
 
 class Training:
-    """A training under way."""
+    """A training under way.
 
-    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
-        self.folder, self.process = folder, process
-        self.everyone: list[int] = []
+    Attributes:
+        everyone: process ids of all that it has started.
+    """
 
-    def ranks(self) -> dict[int, int]:
-        """Process ids of the ranks."""
-        found = {}
+    def __init__(self, folder: Path, process: subprocess.Popen[str], said: Path) -> None:
+        self.folder, self.process, self._said = folder, process, said
+        self.everyone = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+
+    @property
+    def said(self) -> str:
+        """Its output until now."""
+        return self._said.read_text()
+
+    def rank(self, rank: int) -> int:
+        """The process id of a rank."""
         for child in psutil.Process(self.process.pid).children():
-            rank = child.environ().get("RANK")
-            if rank is not None:
-                found[int(rank)] = child.pid
-        return found
+            if child.environ().get("RANK") == str(rank):
+                return child.pid
+        raise AssertionError(self.said)
+
+    def waits_for(self, what: Callable[[], bool], within_s: float) -> None:
+        """Wait until something holds."""
+        deadline = time.monotonic() + within_s
+        while not what():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.05)
 
     def ended(self, within_s: float) -> str:
         """Wait for the end of all processes; what they said."""
-        deadline = time.monotonic() + within_s
-        said, _ = self.process.communicate(timeout=within_s)
-        while left := [pid for pid in self.everyone if psutil.pid_exists(pid)]:
-            assert time.monotonic() < deadline, f"left behind: {left}"
-            time.sleep(0.1)
-        return said
+        self.process.wait(within_s)
+        self.waits_for(lambda: not any(psutil.pid_exists(pid) for pid in self.everyone), within_s)
+        return self.said
 
 
 @contextmanager
-def training(folder: Path) -> Iterator[Training]:
-    """Until its first checkpoint is there; then whatever is left is ended."""
+def training(folder: Path, *more: object, start: tuple[str, ...] = SUPERVISED) -> Iterator[Training]:
+    """From its first checkpoint; at the block's end whatever is left is ended."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "LANES_", "SLURM_"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "lanes", *map(str, FIT)]
-    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=environment, **out) as process:  # type: ignore[call-overload]
-        under_way = Training(folder, process)
+    command, said = [*start, *map(str, (*FIT, *more))], folder / "said.txt"
+    with (
+        said.open("w") as out,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out) as process,
+    ):
         try:
             deadline = time.monotonic() + 200
             while not (folder / LAST).exists():
-                assert process.poll() is None, process.communicate()[0]
+                assert process.poll() is None, said.read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            under_way.everyone = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+            under_way = Training(folder, process, said)  # type: ignore[arg-type]
             yield under_way
         finally:
-            for pid in [*under_way.everyone, process.pid]:
-                if psutil.pid_exists(pid):
-                    os.kill(pid, signal.SIGKILL)
+            left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            for found in [*left, *([psutil.Process(process.pid)] if process.poll() is None else [])]:
+                found.kill()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    answer = lanes(*FIT, folder=folder, timeout_s=200)
-    assert answer.returncode == 0, answer.stderr
-    return load_file(folder / LAST / "model.safetensors")
-
-
-def goes_on(folder: Path, undisturbed: dict[str, torch.Tensor]) -> None:
-    """From the last checkpoint to the weights of the training that nothing had happened to."""
-    answer = lanes(*FIT, "--ckpt_path", "last", folder=folder, timeout_s=200)
-    assert answer.returncode == 0, answer.stderr
-    ours = load_file(folder / LAST / "model.safetensors")
-    assert all(torch.equal(ours[name], tensor) for name, tensor in undisturbed.items())
-
-
-def test_a_rank_is_killed(tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None:
-    with training(tmp_path) as under_way:
-        pid = under_way.ranks()[3]
+def test_killed_started_again_stopped_and_gone_on_from(tmp_path: Path) -> None:
+    with training(tmp_path, "--restarts", 1) as under_way:
+        pid = under_way.rank(1)
         os.kill(pid, signal.SIGKILL)
-        said = under_way.ended(within_s=30)
-    assert under_way.process.returncode == 128 + signal.SIGKILL
-    culprit = (
-        rf"rank 3 \(lane device 1 of replica 1, process {pid} on .*\), after \d+ steps at: .*, was ended by SIGKILL"
-    )
-    assert re.search(f"lanes: error: {culprit}", said), said
-    goes_on(tmp_path, undisturbed)
+        under_way.waits_for(lambda: "going on from runs/1/checkpoints/last.ckpt, after " in under_way.said, 60)
+        place = (
+            rf"rank 1 \(lane device 1 of replica 0, process {pid} on .*\), after \d+ steps at: .*, was ended by SIGKILL"
+        )
+        assert re.search(f"lanes: error: {place}", under_way.said), under_way.said
+        step = int(under_way.said.split("last.ckpt, after ")[1].split()[0])
+        saved = (tmp_path / LAST / "manifest.json").stat().st_mtime_ns
+        under_way.waits_for(lambda: (tmp_path / LAST / "manifest.json").stat().st_mtime_ns != saved, 60)
+        under_way.process.send_signal(signal.SIGTERM)
+        said = under_way.ended(within_s=60)
+    assert under_way.process.returncode == 128 + signal.SIGTERM, said
+    assert f"SIGTERM has ended training; it can go on from {LAST}" in said
+    assert said.count("going on from") == 1, "nobody starts again what was told to stop"
+    answer = lanes(*FIT, "--ckpt_path", "last", folder=tmp_path, timeout_s=200)
+    assert answer.returncode == 0, answer.stderr
+    assert int(answer.stderr.split("last.ckpt, after ")[1].split()[0]) > step
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    assert lanes(*FIT, folder=undisturbed, timeout_s=200).returncode == 0
+    ours, theirs = (load_file(folder / LAST / "model.safetensors") for folder in (tmp_path, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 def test_a_rank_hangs(tmp_path: Path) -> None:
     with training(tmp_path) as under_way:
-        pid = under_way.ranks()[2]
+        pid = under_way.rank(0)
         os.kill(pid, signal.SIGSTOP)
-        said = under_way.ended(within_s=HANG_S + 30)
+        said = under_way.ended(within_s=HANG_S + 40)
     assert under_way.process.returncode == HUNG
-    assert f"rank 2 (lane device 0 of replica 1, process {pid} on " in said
-    assert re.search(r"does not get on: rank 2 .* tells nothing any more", said), said
-    assert len(re.findall(r"  rank \d .* stands after \d+ steps at: ", said)) == 4
+    assert re.search(rf"does not get on: rank 0 \(.*process {pid} on .*\) tells nothing any more", said), said
+    assert len(re.findall(r"  rank \d .* stands after \d+ steps at: ", said)) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
-def test_a_signal_saves(tmp_path: Path, undisturbed: dict[str, torch.Tensor], number: signal.Signals) -> None:
-    """SIGUSR1 comes to one rank alone, the others to the supervisor."""
+def test_a_signal_to_one_rank_ends_all(tmp_path: Path) -> None:
     with training(tmp_path) as under_way:
-        os.kill(under_way.ranks()[1] if number == signal.SIGUSR1 else under_way.process.pid, number)
+        os.kill(under_way.rank(1), signal.SIGUSR1)
         said = under_way.ended(within_s=60)
-    assert under_way.process.returncode == 128 + number, said
-    assert f"{number.name} has ended training; it can go on from runs/1/checkpoints/last.ckpt" in said
-    goes_on(tmp_path, undisturbed)
+    assert under_way.process.returncode == 128 + signal.SIGUSR1, said
+    assert f"SIGUSR1 has ended training; it can go on from {LAST}" in said
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    """Also processes that cannot agree on anything any more."""
+    with training(tmp_path) as under_way:
+        os.kill(under_way.rank(0), signal.SIGSTOP)
+        under_way.process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert under_way.process.poll() is None, under_way.said
+        under_way.process.send_signal(signal.SIGINT)
+        under_way.ended(within_s=10)
+    assert under_way.process.returncode
 
 
 def test_the_supervisor_is_killed(tmp_path: Path) -> None:
     with training(tmp_path) as under_way:
         os.kill(under_way.process.pid, signal.SIGKILL)
-        under_way.ended(within_s=30)
+        under_way.ended(within_s=10)
+
+
+def test_a_rank_fails(tmp_path: Path) -> None:
+    """Its own error comes first, then which it was; nobody else has much to say."""
+    fails = "--trainer.callbacks=tests.integration.test_faults.Fails"
+    with training(tmp_path, fails) as under_way:
+        said = under_way.ended(within_s=60)
+    assert under_way.process.returncode == 1
+    own, named = said.index("KeyError: 'nobody has thought of this'"), said.index("has failed by the error above")
+    assert own < named
+    assert re.search(r"lanes fit: error: rank 1 \(lane device 1 of replica 0, process \d+ on .*\) has failed by", said)
+    assert said.count("Traceback") == 1
+
+
+def test_a_rank_of_torchrun_is_killed(tmp_path: Path) -> None:
+    """Nobody but the others can say who it was."""
+    with training(tmp_path, start=TORCHRUN) as under_way:
+        pid = under_way.rank(1)
+        os.kill(pid, signal.SIGKILL)
+        said = under_way.ended(within_s=60)
+    assert under_way.process.returncode == 1
+    assert re.search(
+        rf"lanes fit: error: rank 1 \(.*process {pid} on .*\), after \d+ steps at: .* tells nothing", said
+    ), said
