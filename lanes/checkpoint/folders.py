@@ -1,7 +1,7 @@
 """Checkpoints as folders: beside first and renamed when whole, mended after a kill, and the newest that is whole.
 
-While NAME is written it is ``.NAME.partial``, and the one that it replaces is for a moment ``.NAME.old``. A kill may
-leave either behind; what has a manifest that holds is whole, whatever it is called.
+While NAME is written it is ``.NAME.partial``, and the one that it replaces is for a moment ``.NAME.old``; one that goes
+is ``.NAME.removed``. A kill may leave each of them behind; what has a manifest that holds is whole, whatever its name.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from lanes.checkpoint.manifest import (
 )
 from lanes.checkpoint.snapshot import Snapshot
 
-PARTIAL, OLD = ".partial", ".old"
+PARTIAL, OLD, REMOVED = ".partial", ".old", ".removed"
 UNFINISHED = ".tmp"  # so safetensors calls a file until it is written
 
 
@@ -57,10 +57,20 @@ def _save(tensors: dict, file: Path) -> None:
         raise OSError(f"{file.name}: {mistake}") from mistake
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a checkpoint: its name first, so that a kill meanwhile leaves nothing damaged under it."""
+    removed = _beside(path, REMOVED)
+    with suppress(OSError):
+        path.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
 def mend(folder: Path) -> None:
     """Put right what a kill left behind: a whole checkpoint gets its name back, half-written ones go; nothing else."""
     if not folder.is_dir():
         return
+    for remains in filter(_ours, folder.glob(f".*{REMOVED}")):
+        shutil.rmtree(remains, ignore_errors=True)
     for ending in (PARTIAL, OLD):  # if both are whole, the newer
         for remains in filter(_ours, sorted(folder.glob(f".*{ending}"))):
             path = remains.with_name(remains.name.removeprefix(".").removesuffix(ending))

@@ -1,7 +1,6 @@
 """Writes checkpoints: at once, or on a thread while training goes on."""
 
 import logging
-import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from lanes.checkpoint.folders import write_folder
+from lanes.checkpoint.folders import remove_folder, write_folder
 from lanes.checkpoint.snapshot import Sets, Snapshot, first, take_snapshot
 
 log = logging.getLogger(__name__)
@@ -94,11 +93,11 @@ class BackgroundWriter:
             return
         self._last_good, self.failure = path, None
         for waiting in self._to_remove:
-            shutil.rmtree(waiting, ignore_errors=True)
+            remove_folder(waiting)
         self._to_remove.clear()
 
     def _remove(self, path: Path) -> None:
         if self.failure:
             self._to_remove.append(path)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)

@@ -26,7 +26,7 @@ from lanes.checkpoint import (
     take_snapshot,
 )
 from lanes.checkpoint import folders as folders_module
-from lanes.checkpoint.folders import mend
+from lanes.checkpoint.folders import mend, remove_folder
 
 
 def net(value: float = 0.0) -> nn.Linear:
@@ -238,3 +238,13 @@ def test_a_failing_write_keeps_what_is_there(tmp_path: Path, caplog: pytest.LogC
     assert writer.failure is None
     assert not (tmp_path / "1").exists()
     assert value_of(tmp_path / "3") == 3
+
+
+def test_what_a_kill_left_of_a_removed_one_goes(tmp_path: Path) -> None:
+    save(tmp_path / "a.ckpt", 1)
+    save(tmp_path / "b.ckpt", 2)
+    remove_folder(tmp_path / "a.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.ckpt"]
+    (tmp_path / "b.ckpt").rename(tmp_path / ".b.ckpt.removed")  # and then it was killed
+    mend(tmp_path)
+    assert not any(tmp_path.iterdir())
