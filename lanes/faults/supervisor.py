@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from lanes.faults.pulses import HUNG, PULSES, read_pulse
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
-LOOK_S = 0.05
+LOOK_S = 0.5  # looking through all processes takes a few milliseconds; deaths are noted when they happen
 MERCY_S = 5.0  # between the first process that dies and the end of the others, which may have something to say
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SUPERVISOR = "LANES_SUPERVISOR"  # tells a process who started it
@@ -116,6 +116,7 @@ class _Deaths:
     def __init__(self, pulses: Path, passed_on: Collection[int]) -> None:
         self.first: int | None = None
         self._pulses, self._passed_on = pulses, passed_on
+        self._died = threading.Event()
         self._known: set[int] = set()
         self._codes: dict[int, int] = {}  # of those that have died, in that order
         self._ranks: dict[int, str] = {}  # of a process that has died nobody can tell any more
@@ -125,14 +126,25 @@ class _Deaths:
         """While it lasts, look; and whenever a child dies, before the agent has buried it with its exit code."""
         over = threading.Event()
         thread = threading.Thread(target=self._look, args=(over,), daemon=True)
-        before = signal.signal(signal.SIGCHLD, lambda *_: self._note())
+        before = signal.signal(signal.SIGCHLD, self._one_has_died)
         thread.start()
         try:
             yield
         finally:
             signal.signal(signal.SIGCHLD, before)
             over.set()
+            self._died.set()
             thread.join()
+
+    def _one_has_died(self, number: int, frame: FrameType | None) -> None:
+        self._note()
+        self._died.set()
+
+    def _woken(self, over: threading.Event) -> bool:
+        """Wait until a child has died, or a while; whether all is over."""
+        self._died.wait(LOOK_S)
+        self._died.clear()
+        return over.is_set()
 
     def _note(self) -> None:
         for pid in _children() | self._known:
@@ -141,7 +153,7 @@ class _Deaths:
 
     def _look(self, over: threading.Event) -> None:
         died_at, before = None, set[int]()  # of an earlier start
-        while not over.wait(LOOK_S):
+        while not self._woken(over):
             children = _children()
             if died_at is not None and children - self._known:  # the agent has started all again
                 self._known.clear()
