@@ -8,6 +8,7 @@ hang in an exchange. Kept out: what processes do, and hangs (watch.py).
 import ctypes
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -116,7 +117,7 @@ class _Deaths:
     def __init__(self, pulses: Path, passed_on: Collection[int]) -> None:
         self.first: int | None = None
         self._pulses, self._passed_on = pulses, passed_on
-        self._died = threading.Event()
+        self._wakes, self._woken = os.pipe()
         self._known: set[int] = set()
         self._codes: dict[int, int] = {}  # of those that have died, in that order
         self._ranks: dict[int, str] = {}  # of a process that has died nobody can tell any more
@@ -133,18 +134,19 @@ class _Deaths:
         finally:
             signal.signal(signal.SIGCHLD, before)
             over.set()
-            self._died.set()
+            os.write(self._woken, b"!")
             thread.join()
+            os.close(self._wakes)
+            os.close(self._woken)
 
     def _one_has_died(self, number: int, frame: FrameType | None) -> None:
         self._note()
-        self._died.set()
+        os.write(self._woken, b"!")  # no lock: another child's death may interrupt this
 
-    def _woken(self, over: threading.Event) -> bool:
-        """Wait until a child has died, or a while; whether all is over."""
-        self._died.wait(LOOK_S)
-        self._died.clear()
-        return over.is_set()
+    def _wait(self) -> None:
+        """Until a child has died, or for a while."""
+        if select.select([self._wakes], [], [], LOOK_S)[0]:
+            os.read(self._wakes, 1024)
 
     def _note(self) -> None:
         for pid in _children() | self._known:
@@ -153,7 +155,8 @@ class _Deaths:
 
     def _look(self, over: threading.Event) -> None:
         died_at, before = None, set[int]()  # of an earlier start
-        while not self._woken(over):
+        while not over.is_set():
+            self._wait()
             children = _children()
             if died_at is not None and children - self._known:  # the agent has started all again
                 self._known.clear()
