@@ -6,6 +6,7 @@ import pytest
 
 from tests.ranks import Ranks
 
+MEASURED = "measured"
 _measured: list[str] = []
 
 
@@ -18,9 +19,15 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture
-def measured() -> Callable[[str], None]:
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Add a line to the table of measured errors."""
-    return _measured.append
+    return lambda line: request.node.user_properties.append((MEASURED, line))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the process that prints, whichever ran the test."""
+    if report.when == "teardown":
+        _measured.extend(str(line) for name, line in report.user_properties if name == MEASURED)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
