@@ -1,10 +1,10 @@
-"""Where a process stands, told to others: by a folder on one machine, by a store among several.
+"""Where a process stands, told to others: by a folder on one machine that has a supervisor, else by a store.
 
 Kept out: who tells it, and what is made of it (watch.py, supervisor.py).
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,20 +70,26 @@ def read_pulse(folder: Path, pid: int) -> Pulse | None:
         return None
 
 
-def in_words(pulses: Mapping[int, Pulse], world: int, mute: Collection[int]) -> str:
+def read_pulses(folder: Path) -> dict[int, Pulse]:
+    """The last pulse of every process, by rank."""
+    pids = [int(file.name) for file in folder.iterdir() if file.name.isdigit()]
+    return {pulse.rank: pulse for pid in pids if (pulse := read_pulse(folder, pid))}
+
+
+def in_words(pulses: Mapping[int, Pulse], names: Sequence[str], mute: Collection[int]) -> str:
     """Who keeps the others waiting, in a line, and where each process stands, in one each.
 
     Args:
-        pulses: the last of every process, by rank; of a process that never told one there is none.
-        world: how many processes there are.
+        pulses: the last that is known of processes, by rank; at least one.
+        names: of all processes.
         mute: the ranks that tell nothing any more.
     """
-    silent = [pulses[rank].name if rank in pulses else f"rank {rank}" for rank in sorted(mute)]
     behind = min(pulse.marks for pulse in pulses.values())
     last = [pulse.name for pulse in pulses.values() if pulse.marks == behind]
-    if silent:
+    if mute:
+        silent = [names[rank] for rank in sorted(mute)]
         why = f"{' and '.join(silent)} {'tell' if len(silent) > 1 else 'tells'} nothing any more: stopped, or gone"
-    elif len(last) < world:
+    elif len(last) < len(names):
         why = f"{' and '.join(last)} {'keep' if len(last) > 1 else 'keeps'} the others waiting"
     else:
         why = "all processes stand at the same place: an exchange does not end, or all of them wait for something else"

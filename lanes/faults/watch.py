@@ -1,6 +1,6 @@
 """Where every process stands, told once a second; when none gets on, who is to blame, and the end.
 
-A thread in each process tells the others by a store (TCP, no collective), and looks whether its own training gets on. A
+A thread in each process tells the others by a folder or a store (TCP, no collective), and looks whether its own training gets on. A
 process that is stopped or gone tells nothing; one that hangs elsewhere than the others tells where. So the others also
 learn who has died where nobody watches over all of them (torchrun, srun). Kept out: processes that one supervisor has
 started (supervisor.py).
@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lanes.faults.agreement import Agreement
-from lanes.faults.pulses import HUNG, PULSES, Pulse, in_words, write_pulse
+from lanes.faults.pulses import HUNG, PULSES, Pulse, in_words, read_pulses, write_pulse
 from lanes.mesh import DATA_AXIS, LANE_AXIS, axis
 
 BEAT_S = 1.0
@@ -70,6 +70,7 @@ class Watch(Callback):
         default: Any = dist.distributed_c10d._get_default_store()
         self._store = default.clone()  # a connection of its own: the trainer's may be waited at
         self._store.set_timeout(timedelta(seconds=2))
+        self._folder = Path(os.environ[PULSES]) if PULSES in os.environ else None
         self._agreement = next((c for c in trainer.callbacks if isinstance(c, Agreement)), None)  # type: ignore[attr-defined]
         self._at("start")
         self.here = self._pulse().name
@@ -92,7 +93,7 @@ class Watch(Callback):
             return
         self._end.set()
         self._thread.join()
-        if PULSES not in os.environ and connection_lost(exception) and (gone := self._mute()):
+        if self._folder is None and connection_lost(exception) and (gone := self._mute()):
             self.who_ended = self._ended(gone)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -134,7 +135,8 @@ class Watch(Callback):
             marks, stood_s = self._stands[1], self._tell()
             if stood_s > (self.timeout_s if self._made_one else self.start_timeout_s):
                 mute = self._mute()  # meanwhile the others tell that they stand still, too
-                self._leave(in_words(self._everyone(), self._world, mute), HUNG, mute)
+                everyone = self._everyone() | {self._rank: self._pulse()}
+                self._leave(in_words(everyone, self._processes, mute), HUNG, mute)
             signalled = self._agreement is not None and self._agreement.signal
             if signalled and stood_s > STUCK_S and (mute := self._mute()) and self._stands[1] == marks:
                 self._leave(self._ended(mute), 1, mute)
@@ -143,10 +145,11 @@ class Watch(Callback):
         """Tell where this process stands; for how long it has stood there."""
         self._told += 1
         pulse = self._pulse()
-        with suppress(RuntimeError):  # whoever holds the store has ended: others will say so
-            self._store.set(f"pulse {self._rank}", json.dumps(asdict(pulse)))
-        if PULSES in os.environ:
-            write_pulse(Path(os.environ[PULSES]), pulse)
+        if self._folder is not None:
+            write_pulse(self._folder, pulse)
+        else:
+            with suppress(RuntimeError):  # whoever holds the store has ended or hangs
+                self._store.set(f"pulse {self._rank}", json.dumps(asdict(pulse)))
         return pulse.stood_s
 
     def _pulse(self) -> Pulse:
@@ -166,6 +169,8 @@ class Watch(Callback):
         return [rank for rank in range(self._world) if rank != self._rank and after.get(rank) == before.get(rank)]
 
     def _everyone(self) -> dict[int, Pulse]:
+        if self._folder is not None:
+            return read_pulses(self._folder)
         pulses = {}
         for rank in range(self._world):
             with suppress(RuntimeError):  # it has never told anything, or nobody holds the store any more
