@@ -1,9 +1,9 @@
 """Where every process stands, told once a second; when none gets on, who is to blame, and the end.
 
-A thread in each process tells the others by a folder or a store (TCP, no collective), and looks whether its own training gets on. A
-process that is stopped or gone tells nothing; one that hangs elsewhere than the others tells where. So the others also
-learn who has died where nobody watches over all of them (torchrun, srun). Kept out: processes that one supervisor has
-started (supervisor.py).
+A thread in each process tells the others by a folder or a store (no collective), and looks whether its own training
+gets on. A process that is stopped or gone tells nothing; one that hangs elsewhere than the others tells where. So the
+others also learn who has died where nobody watches over all of them (torchrun, srun). Kept out: processes that one
+supervisor has started (supervisor.py).
 """
 
 import json
