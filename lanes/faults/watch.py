@@ -75,6 +75,7 @@ class Watch(Callback):
         self._at("start")
         self.here = self._pulse().name
         self._processes: list[str] = [""] * self._world
+        self._tell()  # before anybody goes on: a process may be killed within its first second
         dist.all_gather_object(self._processes, self.here)
         self._end.clear()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)

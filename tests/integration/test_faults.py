@@ -104,6 +104,7 @@ def training(folder: Path, *more: object, start: tuple[str, ...] = SUPERVISED) -
                 found.kill()
 
 
+@pytest.mark.timeout(600)  # four trainings
 def test_killed_started_again_stopped_and_gone_on_from(tmp_path: Path) -> None:
     with training(tmp_path, "--restarts", 1) as under_way:
         pid = under_way.rank(1)
