@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
@@ -19,24 +19,21 @@ from lanes.faults.agreement import Agreement
 from lanes.faults.last import LastCheckpoint
 from lanes.faults.supervisor import RESTARTED, supervise
 from lanes.faults.watch import Watch
+from lanes.training.callback_checks import check_callbacks
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter
-from lanes.training.first_layer import FirstLayer
 from lanes.training.image_choice import check_images, in_order
 from lanes.training.layer_choice import RunLayers, lanes_of
 from lanes.training.module import Classifier
 from lanes.training.responses import ResponseMeasures
-from lanes.training.results import COUNTERS, fit_results, near_path
+from lanes.training.results import fit_results, near_path
 from lanes.training.room import check_room
 from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
-from lanes.training.validation_look import ValidationLook
 from lanes.training.verb_arguments import add_verb_arguments
-from lanes.words import near
 
 RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
-MONITORED = ("val/top1", "val/top5", "val/loss", "train/loss")  # what checkpoints and early stopping may go by
 
 
 class Mistake(Exception):
@@ -213,21 +210,7 @@ class LanesCLI(LightningCLI):
         if path:
             model.init_from = None  # the checkpoint's weights replace them; the file need not be there any more
         model.check()
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, FirstLayer):
-                callback.check(model.plain_net())
-            if isinstance(callback, ValidationLook) and self.verb == "fit":
-                replicas = self.trainer.world_size // lane_devices
-                callback.check(model, self.datamodule, lane_devices=lane_devices, replicas=replicas)
-            monitor = getattr(callback, "monitor", None)
-            known = (*MONITORED, *COUNTERS) if isinstance(callback, ModelCheckpoint) else MONITORED
-            if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *known):
-                raise ValueError(
-                    f"{type(callback).__name__}: there is no {monitor!r} to monitor{near(str(monitor), known)} "
-                    f"(there are {', '.join(known)})"
-                )
-            if isinstance(callback, Health):
-                callback.check(self.trainer)
+        check_callbacks(self.trainer, model, self.datamodule, lane_devices=lane_devices, fits=self.verb == "fit")
         if path and path not in ("best", "hpc"):
             check_checkpoint(path, model.plain_net())
         if self.verb == "fit" and self.trainer.is_global_zero:

@@ -16,6 +16,7 @@ _UNKNOWN_KEY = (
     re.compile(r"does not accept option '([\w.]+)'"),
 )
 _MISSING = re.compile(r"[Kk]ey[s ].*?(?:required|missing).*?: (.+)|required: (.+)")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
 _UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _CLASS = re.compile(r"\b([a-zA-Z_]\w*(?:\.\w+)+)\b")
 
@@ -31,7 +32,9 @@ def one_line(message: str, keys: Iterable[str], args: list[str]) -> str:
     text = " ".join(message.split())
     if "Union subtypes" in text:  # of all that did not fit, keep what our own class said
         reasons = [part.split(" Given value")[0] for part in text.split(" - ")[1:]]
-        text = next((r for r in reasons if not r.startswith(("Expected", "Type", "Not a valid"))), text)
+        text = next(
+            (r for r in reasons if not r.startswith(("Expected", "Type", "Not a valid", "Does not validate"))), text
+        )
     for pattern in _UNKNOWN_KEY:
         if found := pattern.search(text):
             wrong = found.group(1)
@@ -45,6 +48,8 @@ def one_line(message: str, keys: Iterable[str], args: list[str]) -> str:
     if found := _UNKNOWN_CLASS.search(text):
         module, wrong = found.groups()
         return f"there is no {wrong!r} in {module}{_nearest(wrong, dir(importlib.import_module(module)))}"
+    if found := _NO_CLASS.search(text):
+        return f"there is no class {found.group(1)!r}; give the whole path of one, such as lanes.training.Health"
     if found := _MISSING.search(text):
         missing = ", ".join(key.split(".", 1)[-1] for key in re.findall(r"[\w.]+", found.group(1) or found.group(2)))
         has_config = {"-c", "--config"} & set(args)

@@ -5,7 +5,6 @@ Everything else is Lightning's ``ModelParallelStrategy``. Clipping needs no code
 """
 
 import os
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from lanes.checkpoint import BackgroundWriter, extra_sets, load_checkpoint, newest_whole, take_snapshot
 from lanes.faults.equal_weights import check_equal
@@ -37,7 +36,8 @@ from lanes.mesh import (
 from lanes.placement import average_statistics
 from lanes.plans import Plan
 from lanes.tracing import PlanError
-from lanes.training.position import begin_at, mend_restart, rescaled, to_validation, validation_follows
+from lanes.training.loaders import fit_to_replicas
+from lanes.training.position import mend_restart, rescaled, to_validation, validation_follows
 from lanes.training.wandb_logger import LanesLogger
 
 
@@ -145,30 +145,10 @@ class LaneStrategy(ModelParallelStrategy):
         return super().batch_to_device(batch, device, dataloader_idx)
 
     def process_dataloader(self, dataloader: object) -> object:
-        """Let training drop what does not divide over the replicas, and evaluation see every sample once."""
-        sampler = dataloader.sampler if isinstance(dataloader, DataLoader) else None
-        if isinstance(dataloader, DataLoader) and dataloader.generator is None:
-            # An iterator draws its workers' seed as it begins, which a resumed epoch does before the replica's stream
-            # is started, and others after it: masks and augmentation would not be those of the undisturbed training.
-            seed = replica_seed(_seed(), self.data_axis.index)
-            dataloader.generator = torch.Generator().manual_seed(seed)
-        if isinstance(sampler, DistributedSampler):
-            _cover(sampler, training=self._module.trainer.training)
-        if isinstance(dataloader, DataLoader) and self._module.trainer.training:
-            self._go_on(dataloader)
+        """Divide a loader's samples over the replicas, and let it begin where training stands."""
+        if isinstance(dataloader, DataLoader):
+            fit_to_replicas(dataloader, self._module.trainer, seed=replica_seed(_seed(), self.data_axis.index))
         return dataloader
-
-    def _go_on(self, dataloader: DataLoader[Any]) -> None:
-        """Let a loader begin where training stands. Its workers read ahead before the trainer tells the epoch."""
-        loop = self._module.trainer.fit_loop
-        epoch: Any = loop.epoch_progress.current
-        done = loop.epoch_loop.batch_progress.current.ready
-        inside = loop.restarting and epoch.started > epoch.processed  # the epoch's end has not come to pass
-        finished = inside and done >= len(dataloader)
-        if isinstance(dataloader.sampler, DistributedSampler):
-            dataloader.sampler.set_epoch(epoch.processed + finished)
-        if inside and 0 < done < len(dataloader) and begin_at(dataloader, done):
-            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # it is
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Over the replicas; the lane devices of a replica hold the same value."""
@@ -329,18 +309,3 @@ class LaneStrategy(ModelParallelStrategy):
 
 def _seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def _cover(sampler: DistributedSampler[Tensor], *, training: bool) -> None:
-    """Set how a distributed sampler treats a number of samples that replicas do not divide.
-
-    By default it repeats samples, which would count them twice in evaluation.
-    """
-    total = len(sampler.dataset)  # type: ignore[arg-type]
-    sampler.drop_last = training
-    if training:
-        sampler.num_samples = total // sampler.num_replicas
-        sampler.total_size = sampler.num_samples * sampler.num_replicas
-    else:
-        sampler.num_samples = len(range(sampler.rank, total, sampler.num_replicas))
-        sampler.total_size = total

@@ -44,6 +44,11 @@ CASES = {
         ["'*.bias'", "no setting 'momentumm'", "did you mean 'momentum'"],
     ),
     "an optimizer's own refusal": (["--model.optimizer.init_args.lr", "-1"], ["Invalid learning rate: -1"]),
+    "an unknown callback": (
+        ["--trainer.callbacks+", "lanes.training.FilterPicture"],
+        ["no 'FilterPicture' in lanes.training", "did you mean 'FilterPictures'"],
+    ),
+    "a callback without its module": (["--trainer.callbacks+", "FilterPictures2"], ["no class 'FilterPictures2'"]),
     "health between logging steps": (
         ["--trainer.callbacks+", "lanes.training.Health", "--trainer.callbacks.every_n_steps", "7"],
         ["every_n_steps=7 is no multiple of trainer.log_every_n_steps"],
