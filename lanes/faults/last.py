@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 NAME = "last.ckpt"
 
@@ -48,6 +49,13 @@ class LastCheckpoint(Checkpoint):
         """
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == self.path.resolve().parent:
             trainer.ckpt_path = None
+        batches, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        if batches < trainer.num_training_batches and batches % accumulated:  # the last batch always makes one
+            rank_zero_warn(
+                f"validation after every {batches} batches comes between the {accumulated} that make a step: what goes "
+                "on from a best checkpoint of such a moment makes a step of fewer; let trainer.val_check_interval be a "
+                "multiple of trainer.accumulate_grad_batches"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save, if a step was made here and the time has come."""

@@ -4,6 +4,7 @@ Lightning leaves out a validation that was due where the checkpoint was written,
 """
 
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,20 @@ def test_hook_by_hook(ranks: Ranks, tmp_path: Path, case: str) -> None:
         written = goes_on(checkpoint, tmp_path / checkpoint.stem)
         for again in written[:2]:
             goes_on(again, tmp_path / f"{checkpoint.stem} {again.stem}")
+
+
+def warned(folder: str, options: dict[str, Any]) -> list[str]:
+    """What is said before training of batches that are lost."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        train(folder, None, options)
+    return [str(warning.message) for warning in found if "makes a step of fewer" in str(warning.message)]
+
+
+def test_a_validation_between_the_batches_of_a_step(ranks: Ranks, tmp_path: Path) -> None:
+    between = {"accumulate_grad_batches": 2, "val_check_interval": 3}
+    (said,) = ranks(warned, 1, str(tmp_path / "between"), between)
+    assert len(said) == 1
+    assert "after every 3 batches comes between the 2 that make a step" in said[0]
+    (said,) = ranks(warned, 1, str(tmp_path / "end"), {"accumulate_grad_batches": 3})  # the last batch makes a step
+    assert not said
