@@ -45,7 +45,10 @@ class LostError(RuntimeError):
 
 
 class _Parser(LightningArgumentParser):
-    """Raises what is wrong instead of printing the usage of two hundred keys."""
+    """Raises what is wrong instead of printing the usage of two hundred keys; a word cut short is wrong, too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise Mistake(message)
@@ -281,9 +284,12 @@ class LanesCLI(LightningCLI):
         run_layers = RunLayers(self.model, self.model.plan(lane_devices))
         layers = run_layers.chosen(self.config.layers)
         lanes = lanes_of(self.model.plain_net(), self.config.lanes)
+        laned = run_layers.divided(layers, lanes)
+        if self.config.lanes and not laned:
+            raise ValueError(f"--lanes {lanes}: {', '.join(layers)} have no channels that divide over so many lanes")
         measures = ResponseMeasures(
             layers,
-            laned=run_layers.divided(layers, lanes),
+            laned=laned,
             lanes=lanes,
             folder=folder,
             about={"checkpoint": str(path), "split": split},

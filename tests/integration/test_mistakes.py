@@ -44,6 +44,10 @@ CASES = {
         ["'*.bias'", "no setting 'momentumm'", "did you mean 'momentum'"],
     ),
     "an optimizer's own refusal": (["--model.optimizer.init_args.lr", "-1"], ["Invalid learning rate: -1"]),
+    "a key cut short": (
+        ["--trainer.max_epoch", "3"],
+        ["no key 'trainer.max_epoch'", "did you mean 'trainer.max_epochs'"],
+    ),
     "an unknown callback": (
         ["--trainer.callbacks+", "lanes.training.FilterPicture"],
         ["no 'FilterPicture' in lanes.training", "did you mean 'FilterPictures'"],

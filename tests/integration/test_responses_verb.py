@@ -97,6 +97,7 @@ def test_drawn_images_are_the_same_every_time_and_of_all_classes() -> None:
             ["--images 1 is too few: give at least 2: each of 2 replicas reads its own"],
         ),
         (["nowhere.ckpt", "--lanes", "0"], ["--lanes 0 is too few: give at least 1"]),
+        (["nowhere.ckpt", "--lanes", "5", "--layers", "conv1", "fc7"], ["--lanes 5: conv1, fc7 have no channels that"]),
         (["nowhere.ckpt", "--split", "vall"], ["split", "vall", "train"]),
         (["nowhere.ckpt", "--out", __file__], ["--out", "is a file; name a folder"]),
         (["nowhere.ckpt", "--layers", "conv2", *TWICE], ["conv2 runs 2 times in one forward", "run once: conv1, pool"]),
