@@ -32,6 +32,8 @@ FIT = (
 )
 LAST = Path("runs/1/checkpoints/last.ckpt")
 SUPERVISED = (sys.executable, "-m", "lanes")
+IN_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+TERMINAL = (sys.executable, "-c", IN_A_TERMINAL, *SUPERVISED)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lanes")
 
 
@@ -88,7 +90,9 @@ def training(folder: Path, *more: object, start: tuple[str, ...] = SUPERVISED) -
     command, said = [*start, *map(str, (*FIT, *more))], folder / "said.txt"
     with (
         said.open("w") as out,
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out) as process,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, text=True
+        ) as process,
     ):
         try:
             deadline = time.monotonic() + 200
@@ -96,7 +100,7 @@ def training(folder: Path, *more: object, start: tuple[str, ...] = SUPERVISED) -
                 assert process.poll() is None, said.read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            under_way = Training(folder, process, said)  # type: ignore[arg-type]
+            under_way = Training(folder, process, said)
             yield under_way
         finally:
             left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -149,6 +153,17 @@ def test_a_signal_to_one_rank_ends_all(tmp_path: Path) -> None:
         said = under_way.ended(within_s=60)
     assert under_way.process.returncode == 128 + signal.SIGUSR1, said
     assert f"SIGUSR1 has ended training; it can go on from {LAST}" in said
+
+
+def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
+    """Which signals all processes at once, those that have a supervisor too."""
+    with training(tmp_path, start=TERMINAL) as under_way:
+        assert under_way.process.stdin is not None
+        under_way.process.stdin.write("\x03")
+        under_way.process.stdin.flush()
+        said = under_way.ended(within_s=60)
+    assert under_way.process.returncode == 128 + signal.SIGINT, said
+    assert f"SIGINT has ended training; it can go on from {LAST}" in said
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
