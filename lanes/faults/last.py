@@ -49,7 +49,8 @@ class LastCheckpoint(Checkpoint):
         """
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == self.path.resolve().parent:
             trainer.ckpt_path = None
-        batches, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        batches, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches
+        assert batches is not None
         if batches < trainer.num_training_batches and batches % accumulated:  # the last batch always makes one
             rank_zero_warn(
                 f"validation after every {batches} batches comes between the {accumulated} that make a step: what goes "
