@@ -2,6 +2,7 @@
 
 import sys
 
+from lanes.faults.orphans import end_with_supervisor
 from lanes.words import near
 
 VERBS = {
@@ -70,6 +71,7 @@ def _help() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one verb; exit code 0 when it went well, 1 when it did not (check, training), 2 for wrong input."""
+    end_with_supervisor()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())

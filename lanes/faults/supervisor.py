@@ -5,7 +5,6 @@ on and the processes given time to save; the first to die is named; the others a
 hang in an exchange. Kept out: what processes do, and hangs (watch.py).
 """
 
-import ctypes
 import logging
 import os
 import select
@@ -26,13 +25,12 @@ import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from lanes.faults.orphans import SUPERVISOR
 from lanes.faults.pulses import HUNG, PULSES, read_pulse
 
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 LOOK_S = 0.5  # looking through all processes takes a few milliseconds; deaths are noted when they happen
 MERCY_S = 5.0  # between the first process that dies and the end of the others, which may have something to say
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-SUPERVISOR = "LANES_SUPERVISOR"  # tells a process who started it
 AGREED = "agreed"  # a file of the exit code on which all processes have agreed
 RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # tells a process how often it was started again
 
@@ -90,21 +88,6 @@ def end_agreed(code: int) -> NoReturn:
 def _agreed_code(folder: Path) -> int:
     told = folder / AGREED
     return int(told.read_text()) if told.exists() else 0
-
-
-def end_with_supervisor() -> None:
-    """Have the kernel end this process when its supervisor ends, however that may be (on Linux).
-
-    Raises:
-        SystemExit: it has ended already.
-    """
-    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if not (torchrun or SUPERVISOR in os.environ) or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    started_by = os.environ.get(SUPERVISOR)
-    if started_by and os.getppid() != int(started_by):  # it was quicker
-        raise SystemExit(f"lanes: the process {started_by}, which has started this one, has ended")
 
 
 class _Deaths:

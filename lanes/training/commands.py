@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lanes.checkpoint import DamagedError
 from lanes.data.decoding import BadImageError
 from lanes.faults.agreement import StoppedError, UnlikeError
-from lanes.faults.supervisor import SUPERVISOR, end_agreed, end_with_supervisor
+from lanes.faults.orphans import SUPERVISOR
+from lanes.faults.supervisor import end_agreed
 from lanes.faults.watch import Watch, connection_lost
 from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
@@ -33,7 +34,6 @@ def run(verb: str, args: list[str]) -> None:
         SystemExit: code 2 for a mistake in the input, 1 if training had to stop or a check failed; after one line.
     """
     hush()
-    end_with_supervisor()
     cli: Any = None
     first = RUN_FOLDER not in os.environ
     try:

@@ -121,7 +121,7 @@ def test_handlers_are_put_back() -> None:
 
 def test_its_own_death_leaves_nobody(tmp_path: Path) -> None:
     text = f"""
-from lanes.faults.supervisor import end_with_supervisor
+from lanes.faults.orphans import end_with_supervisor
 end_with_supervisor()
 open(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w')
 time.sleep(60)
