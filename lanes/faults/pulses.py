@@ -4,7 +4,7 @@ Kept out: who tells it, and what is made of it (watch.py, supervisor.py).
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,9 +70,8 @@ def read_pulse(folder: Path, pid: int) -> Pulse | None:
         return None
 
 
-def read_pulses(folder: Path) -> dict[int, Pulse]:
-    """The last pulse of every process, by rank."""
-    pids = [int(file.name) for file in folder.iterdir() if file.name.isdigit()]
+def read_pulses(folder: Path, pids: Iterable[int]) -> dict[int, Pulse]:
+    """The last pulses of these processes, by rank; those that were there before a restart have left theirs."""
     return {pulse.rank: pulse for pid in pids if (pulse := read_pulse(folder, pid))}
 
 

@@ -74,9 +74,10 @@ class Watch(Callback):
         self._agreement = next((c for c in trainer.callbacks if isinstance(c, Agreement)), None)  # type: ignore[attr-defined]
         self._at("start")
         self.here = self._pulse().name
-        self._processes: list[str] = [""] * self._world
         self._tell()  # before anybody goes on: a process may be killed within its first second
-        dist.all_gather_object(self._processes, self.here)
+        everyone: list[Any] = [None] * self._world
+        dist.all_gather_object(everyone, self._pulse())
+        self._processes, self._pids = [pulse.name for pulse in everyone], [pulse.pid for pulse in everyone]
         self._end.clear()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
@@ -171,7 +172,7 @@ class Watch(Callback):
 
     def _everyone(self) -> dict[int, Pulse]:
         if self._folder is not None:
-            return read_pulses(self._folder)
+            return read_pulses(self._folder, self._pids)
         pulses = {}
         for rank in range(self._world):
             with suppress(RuntimeError):  # it has never told anything, or nobody holds the store any more

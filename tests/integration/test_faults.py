@@ -75,6 +75,12 @@ class Training:
             assert time.monotonic() < deadline, self.said
             time.sleep(0.05)
 
+    def waits_for_a_new_checkpoint(self) -> None:
+        """Wait until the last one is another."""
+        manifest = self.folder / LAST / "manifest.json"
+        before = manifest.stat().st_mtime_ns
+        self.waits_for(lambda: manifest.exists() and manifest.stat().st_mtime_ns != before, 60)
+
     def ended(self, within_s: float) -> str:
         """Wait for the end of all processes; what they said."""
         self.process.wait(within_s)
@@ -119,8 +125,7 @@ def test_killed_started_again_stopped_and_gone_on_from(tmp_path: Path) -> None:
         )
         assert re.search(f"lanes: error: {place}", under_way.said), under_way.said
         step = int(under_way.said.split("last.ckpt, after ")[1].split()[0])
-        saved = (tmp_path / LAST / "manifest.json").stat().st_mtime_ns
-        under_way.waits_for(lambda: (tmp_path / LAST / "manifest.json").stat().st_mtime_ns != saved, 60)
+        under_way.waits_for_a_new_checkpoint()
         under_way.process.send_signal(signal.SIGTERM)
         said = under_way.ended(within_s=60)
     assert under_way.process.returncode == 128 + signal.SIGTERM, said
@@ -137,8 +142,12 @@ def test_killed_started_again_stopped_and_gone_on_from(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+@pytest.mark.timeout(600)
 def test_a_rank_hangs(tmp_path: Path) -> None:
-    with training(tmp_path) as under_way:
+    """After a restart, too: processes of before have told where they stood."""
+    with training(tmp_path, "--restarts", 1) as under_way:
+        os.kill(under_way.rank(1), signal.SIGKILL)
+        under_way.waits_for_a_new_checkpoint()
         pid = under_way.rank(0)
         os.kill(pid, signal.SIGSTOP)
         said = under_way.ended(within_s=HANG_S + 40)

@@ -23,7 +23,13 @@ def test_a_pulse_is_written_and_read(tmp_path: Path) -> None:
     write_pulse(tmp_path, pulse(2))
     assert read_pulse(tmp_path, 101) == replace(pulse(1), told=4)
     assert read_pulse(tmp_path, 5) is None
-    assert sorted(read_pulses(tmp_path)) == [1, 2]
+    assert read_pulses(tmp_path, [101, 102, 5]) == {1: replace(pulse(1), told=4), 2: pulse(2)}
+
+
+def test_processes_of_before_a_restart_tell_nothing(tmp_path: Path) -> None:
+    for pid in (101, 99, 300):  # whatever order a folder lists them in
+        write_pulse(tmp_path, replace(pulse(1), pid=pid, step=pid))
+    assert read_pulses(tmp_path, [99])[1].step == 99
 
 
 def test_who_is_silent_is_to_blame() -> None:
