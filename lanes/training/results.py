@@ -11,6 +11,7 @@ from lanes.faults.last import LastCheckpoint
 from lanes.report import write_report
 
 COUNTERS = ("epoch", "step")  # what a ModelCheckpoint may go by to keep the newest
+PICTURES = ("predictions", "specialisation", "squares")  # folders
 NAMES = {"val/top1": "validation top-1", "val/top5": "top-5", "val/loss": "loss"}
 
 
@@ -41,6 +42,8 @@ def fit_results(trainer: Trainer, *, report: bool = False) -> str:
     log = getattr(trainer.logger, "run_folder", None)
     places += [("log", log, ""), ("filter pictures", folder / "filters", "")]
     places += [("filter film", film, "") for film in sorted(folder.glob("filters-*.gif"))]
+    if more := [name for name in PICTURES if (folder / name).is_dir()]:
+        places.append(("more pictures", folder / more[0], "".join(f", {name}" for name in more[1:])))
     if report and log:
         places.append(("report", _written_report(log, folder / "report.html"), ""))
     for label, place, remark in places:

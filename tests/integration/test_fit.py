@@ -79,9 +79,12 @@ def test_ends_well(fit: Fit) -> None:
 
 def test_last_lines_say_how_it_went_and_where_everything_is(fit: Fit) -> None:
     assert f"after {STEPS} steps" in fit.result
-    wanted = ["best checkpoint", "last checkpoint", "log", "filter pictures", "filter film", "report"]
+    wanted = ["best checkpoint", "last checkpoint", "log", "filter pictures", "filter film", "more pictures", "report"]
     assert list(fit.places) == wanted
-    checkpoint, last, log, pictures, film, report = (fit.folder / place.split()[0] for place in fit.places.values())
+    assert fit.places["more pictures"].strip() == f"{RUN}/predictions, specialisation, squares"
+    places = [place.split(",")[0].split()[0] for place in fit.places.values()]
+    checkpoint, last, log, pictures, film, predictions, report = (fit.folder / place for place in places)
+    assert list(predictions.glob("*.png"))
     assert last == fit.last
     assert {file.name for file in checkpoint.iterdir()} == {
         "model.safetensors",
