@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -60,8 +60,13 @@ def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> i
     )
     with tempfile.TemporaryDirectory(prefix="lanes-") as folder:
         passed_on: set[int] = set()
-        deaths = _Deaths(Path(folder), passed_on)
-        with _told(folder), _signals_passed_on(passed_on), deaths.watched():
+        others = _children()  # of this process, which have nothing to do with this
+
+        def ranks() -> set[int]:
+            return _children() - others
+
+        deaths = _Deaths(Path(folder), ranks, passed_on)
+        with _told(folder), _signals_passed_on(passed_on, ranks), deaths.watched():
             try:
                 elastic_launch(config, command[0])(*command[1:])
             except ChildFailedError as failed:
@@ -97,9 +102,9 @@ class _Deaths:
         first: exit code of the first that died; negative: by this signal.
     """
 
-    def __init__(self, pulses: Path, passed_on: Collection[int]) -> None:
+    def __init__(self, pulses: Path, children: Callable[[], set[int]], passed_on: Collection[int]) -> None:
         self.first: int | None = None
-        self._pulses, self._passed_on = pulses, passed_on
+        self._pulses, self._children, self._passed_on = pulses, children, passed_on
         self._wakes, self._woken = os.pipe()
         self._known: set[int] = set()
         self._codes: dict[int, int] = {}  # of those that have died, in that order
@@ -132,7 +137,7 @@ class _Deaths:
             os.read(self._wakes, 1024)
 
     def _note(self) -> None:
-        for pid in _children() | self._known:
+        for pid in self._children() | self._known:
             if code := _exit_code(pid):
                 self._codes.setdefault(pid, code)
 
@@ -140,7 +145,7 @@ class _Deaths:
         died_at, before = None, set[int]()  # of an earlier start
         while not over.is_set():
             self._wait()
-            children = _children()
+            children = self._children()
             if died_at is not None and children - self._known:  # the agent has started all again
                 self._known.clear()
                 before |= self._codes.keys()
@@ -210,7 +215,7 @@ def _exit_code(pid: int) -> int | None:
 
 
 @contextmanager
-def _signals_passed_on(passed_on: set[int]) -> Iterator[None]:
+def _signals_passed_on(passed_on: set[int], children: Callable[[], set[int]]) -> Iterator[None]:
     """The processes decide what to do with a signal, also one that only this process got; a second Ctrl-C ends them."""
     interrupts = 0
 
@@ -218,7 +223,7 @@ def _signals_passed_on(passed_on: set[int]) -> Iterator[None]:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         passed_on.add(number)
-        for pid in _children():
+        for pid in children():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if interrupts > 1 else number)
 

@@ -62,6 +62,15 @@ def test_a_process_that_is_killed_is_named(capfd: pytest.CaptureFixture[str]) ->
     assert "was ended by SIGKILL" in line
 
 
+def test_other_children_have_nothing_to_do_with_it(capfd: pytest.CaptureFixture[str]) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        die = "time.sleep(1)\nos.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(60)"
+        assert supervise(python(die), 2) == 128 + signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
+    assert "rank 1 (process " in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_are_passed_on_and_time_is_given(tmp_path: Path, number: int) -> None:
     """A process that saves for longer than the others are given after a death."""
