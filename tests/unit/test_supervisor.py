@@ -64,7 +64,8 @@ def test_a_process_that_is_killed_is_named(capfd: pytest.CaptureFixture[str]) ->
 
 def test_other_children_have_nothing_to_do_with_it(capfd: pytest.CaptureFixture[str]) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
-        die = "time.sleep(1)\nos.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(60)"
+        deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        die = deaf + "time.sleep(1)\nos.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(60)"
         assert supervise(python(die), 2) == 128 + signal.SIGKILL
         assert other.poll() is None
         other.kill()
