@@ -147,7 +147,8 @@ def test_a_rank_hangs(tmp_path: Path) -> None:
     """After a restart, too: processes of before have told where they stood."""
     with training(tmp_path, "--restarts", 1) as under_way:
         os.kill(under_way.rank(1), signal.SIGKILL)
-        under_way.waits_for_a_new_checkpoint()
+        under_way.waits_for(lambda: "going on from runs/1/checkpoints/last.ckpt, after " in under_way.said, 60)
+        under_way.waits_for_a_new_checkpoint()  # not one that a process of before was writing
         pid = under_way.rank(0)
         os.kill(pid, signal.SIGSTOP)
         said = under_way.ended(within_s=HANG_S + 40)
