@@ -82,12 +82,12 @@ def main(study: Study, given: Sequence[str] | None = None) -> None:
 
 def make(study: Study, kept: Kept, run: Run, data: str) -> None:
     """Make a run and keep it."""
+    # Before, as somebody may change the commit meanwhile.
+    on = {"commit": commit(ROOT), "versions": versions(), "processor": _device(), "date": str(date.today())}
     start = time.perf_counter()
     numbers = study.make(run.arm, run.seed, study.settings, data)
-    seconds = round(time.perf_counter() - start, 1)
     source = {"data": Path(data).name} if data else {}
-    on = {"commit": commit(ROOT), "versions": versions(), "processor": _device(), "date": str(date.today())}
-    kept.keep(run, {**numbers, "seconds": seconds, **source, **on})
+    kept.keep(run, {**numbers, "seconds": round(time.perf_counter() - start, 1), **source, **on})
 
 
 def collect(study: Study, kept: Kept, runs: Sequence[Run], folder: Path) -> str:

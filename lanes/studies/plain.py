@@ -89,7 +89,7 @@ def train(
     torch.manual_seed(seed)
     # Channels innermost: grouped convolutions on a CPU are up to twice as fast so.
     net = make_net().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    data.setup()
+    data.setup("fit")
     steps = steps_per_epoch(data)
     optimizer, schedule, total = _optimizer(net, recipe), WarmupCosine(), recipe.epochs * steps
     done = 0
@@ -101,7 +101,7 @@ def train(
                 group["lr"] = recipe.rate * schedule(done, total)
             optimizer.zero_grad()
             loss = F.cross_entropy(net(images), labels, label_smoothing=recipe.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
             optimizer.step()
             done += 1
