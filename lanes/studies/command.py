@@ -31,7 +31,7 @@ class Study:
         about: the question and the method, for ``--help``.
         arms: what is compared.
         settings: a frozen dataclass of everything on which the numbers depend, beside arm, seed and data.
-        data: where images come from by default; "" where they need not be named.
+        data: where images come from by default; runs on others have files of their own.
         make: makes a run: (arm, seed, settings, data) -> its numbers.
         tables: the rows of all runs -> Markdown.
         draw: draws the rows of all runs into a file.
@@ -59,7 +59,8 @@ def main(study: Study, given: Sequence[str] | None = None) -> None:
         parser.error(f"--set needs another --out: {RESULTS} holds the runs with the study's own settings")
     torch.set_num_threads(options.threads)
     try:
-        study = dataclasses.replace(study, settings=_settings(study.settings, options.set))
+        changes = {"settings": _settings(study.settings, options.set), "name": _name(study, options.data)}
+        study = dataclasses.replace(study, **changes)
         runs = planned(study.arms, options.seeds)
         kept = Kept(options.out, study.name, in_words(study.settings))
         made = kept.rows()
@@ -86,8 +87,7 @@ def make(study: Study, kept: Kept, run: Run, data: str) -> None:
     on = {"commit": commit(ROOT), "versions": versions(), "processor": _device(), "date": str(date.today())}
     start = time.perf_counter()
     numbers = study.make(run.arm, run.seed, study.settings, data)
-    source = {"data": Path(data).name} if data else {}
-    kept.keep(run, {**numbers, "seconds": round(time.perf_counter() - start, 1), **source, **on})
+    kept.keep(run, {**numbers, "seconds": round(time.perf_counter() - start, 1), "data": Path(data).name, **on})
 
 
 def collect(study: Study, kept: Kept, runs: Sequence[Run], folder: Path) -> str:
@@ -100,10 +100,10 @@ def collect(study: Study, kept: Kept, runs: Sequence[Run], folder: Path) -> str:
     text = "\n\n".join([how_far(study, rows, runs), *([study.tables(rows)] if rows else [])])
     if rows:
         study.draw(rows, folder / f"{study.name}.png")
-    if folder == ROOT / RESULTS:
-        page = ROOT / PAGE
+    page = ROOT / PAGE
+    if folder == ROOT / RESULTS and f"<!-- {study.name}:begin -->" in page.read_text():
         page.write_text(rewritten(page.read_text(), {study.name: text}))
-    else:
+    else:  # results that are nobody's but the user's
         (folder / f"{study.name}.md").write_text(f"{text}\n")
     return text
 
@@ -116,9 +116,10 @@ def how_far(study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> str:
         wanted = [run for run in runs if run.arm == arm.name]
         counts.append(f"{arm.name} {sum(run.key in made for run in wanted)} of {len(wanted)}")
     left = sum(run.key not in made for run in runs)
-    data = f" --data {study.data}" if study.data else ""
+    script, _, other = study.name.partition("-")
+    data = f" --data {other}" if other else ""
     told = [f"Runs made: {', '.join(counts)}."]
-    told.append(f"{left} are missing: `scripts/studies/{study.name}{data}` goes on." if left else "None is missing.")
+    told.append(f"{left} are missing: `scripts/studies/{script}{data}` goes on." if left else "None is missing.")
     if rows:
         seconds = sorted(float(row["seconds"]) for row in rows)
         told.append(f"Median time of a run {seconds[len(seconds) // 2]:.0f} s ({seconds[0]:.0f} - {seconds[-1]:.0f}).")
@@ -162,10 +163,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     doing.add_argument("--collect", action="store_true", help="write CSV, tables and figure of what is made")
     parser.add_argument("--seeds", type=_positive, help="of every arm, from 0 (default: what the arm wants)")
     parser.add_argument("--limit", type=_positive, help="make so many of the missing runs at most")
-    if study.data:
-        parser.add_argument("--data", default=study.data, help="hub name, or folder of Parquet files (%(default)s)")
-    else:
-        parser.set_defaults(data="")
+    parser.add_argument("--data", default=study.data, help="hub name, or folder of Parquet files (%(default)s)")
     parser.add_argument(
         "--out",
         type=lambda text: Path(text).resolve(),
@@ -175,6 +173,12 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings; needs another --out")
     parser.add_argument("--threads", type=_positive, default=1, help="of a run (default: %(default)s)")
     return parser
+
+
+def _name(study: Study, data: str) -> str:
+    """Of the files: runs on other images answer another question."""
+    own = Path(data).name
+    return study.name if own == Path(study.data).name else f"{study.name}-{own}"
 
 
 def _settings(settings: Any, changes: Sequence[str]) -> Any:

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,15 @@ Value = str | int | float
 Row = dict[str, Value]
 Key = tuple[str, int]  # arm, seed
 
-WORDS = ("arm", "settings", "data", "commit", "versions", "processor", "date")  # columns that hold no numbers
+WORDS = (
+    "arm",
+    "settings",
+    "data",
+    "commit",
+    "versions",
+    "processor",
+    "date",
+)  # columns whose words may look like numbers
 
 
 @dataclass(frozen=True)
@@ -132,12 +141,11 @@ class Kept:
 
 def _value(column: str, text: str) -> Value:
     """What a cell holds: a hash such as 12e4567 is no number."""
-    if column in WORDS:
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    if column not in WORDS:
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+    return text
 
 
 def _write(place: Path, text: str) -> None:
