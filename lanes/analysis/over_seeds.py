@@ -91,9 +91,11 @@ def unpaired(first: Sequence[float], second: Sequence[float]) -> Difference:
     one, other = _finite(first), _finite(second)
     if min(len(one), len(other)) < 2:
         raise ValueError(f"{len(one)} and {len(other)} runs: a spread takes two or more of each")
-    value, runs = float(one.mean() - other.mean()), len(one) + len(other)
+    runs = len(one) + len(other)
     if np.ptp(one) == 0 and np.ptp(other) == 0:
+        value = float(one[0] - other[0])  # the means of many equal numbers differ by rounding
         return Difference(Estimate(value, value, value, runs), 1.0 if value == 0 else 0.0, paired=False)
+    value = float(one.mean() - other.mean())
     test = stats.ttest_ind(one, other, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     return Difference(Estimate(value, float(low), float(high), runs), float(test.pvalue), paired=False)

@@ -118,7 +118,7 @@ def how_far(study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> str:
     left = sum(run.key not in made for run in runs)
     script, _, other = study.name.partition("-")
     data = f" --data {other}" if other else ""
-    told = [f"Runs made: {', '.join(counts)}."]
+    told = [f"Runs made: {'; '.join(counts)}."]
     told.append(f"{left} are missing: `scripts/studies/{script}{data}` goes on." if left else "None is missing.")
     if rows:
         seconds = sorted(float(row["seconds"]) for row in rows)

@@ -106,7 +106,7 @@ class Kept:
         _write(place, json.dumps({"arm": run.arm, "seed": run.seed, "settings": self.settings, **row}) + "\n")
 
     def collect(self, order: Sequence[Run]) -> list[Row]:
-        """Write all runs into the table, those of ``order`` first and in that order; their files stay.
+        """Write all runs into the table, those of ``order`` first and in that order; their files stay. Of none: nothing.
 
         Returns:
             The rows of the table.
@@ -114,6 +114,8 @@ class Kept:
         made = self.rows()
         keys = [run.key for run in order if run.key in made]
         rows = [made[key] for key in dict.fromkeys([*keys, *sorted(made)])]
+        if not rows:
+            return []
         columns = list(dict.fromkeys(column for row in rows for column in row))
         partial = self.table.with_suffix(f".{os.getpid()}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
