@@ -106,7 +106,7 @@ class Kept:
         _write(place, json.dumps({"arm": run.arm, "seed": run.seed, "settings": self.settings, **row}) + "\n")
 
     def collect(self, order: Sequence[Run]) -> list[Row]:
-        """Write all runs, if there are any, into the table, those of ``order`` first and in that order; their files stay.
+        """Write all runs, if any, into the table, those of ``order`` first and in that order; their files stay.
 
         Returns:
             The rows of the table.
