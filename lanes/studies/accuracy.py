@@ -99,7 +99,8 @@ def draw(
         top1, training = (list(points(rows, arm, metric).values()) for metric in ("top1", "train_top1"))
         _dots(left, place - 0.12, top1, f"C{place}", marker="o")
         _dots(left, place + 0.22, training, f"C{place}", marker="^")
-    left.set_xticks(range(len(present)), [f"{arm}\nn = {len(points(rows, arm, 'top1'))}" for arm in present])
+    names = [f"{_broken(arm)}\nn = {len(points(rows, arm, 'top1'))}" for arm in present]
+    left.set_xticks(range(len(present)), names)
     left.set(ylabel="top-1 (%)", xlim=(-0.5, len(present) - 0.4))
     left.set_title("every run: validation (circles), training images (triangles)", fontsize=10)
     shown = [(pair, metric) for metric in metrics for pair in pairs if apart(rows, pair, metric)]
@@ -108,7 +109,7 @@ def draw(
     right.axhline(0, color="0.5", lw=1)
     counts = [len(apart(rows, pair, metric)) for pair, metric in shown]
     labels = [
-        f"{METRICS[metric]}:\n{pair[0]}\n- {pair[1]}\n{count} pairs"
+        f"{METRICS[metric]}:\n{_broken(pair[0])}\nminus {_broken(pair[1])}\n{count} pairs"
         for (pair, metric), count in zip(shown, counts, strict=True)
     ]
     right.set_xticks(range(len(shown)), labels, fontsize=8)
@@ -119,6 +120,11 @@ def draw(
     figure.suptitle(title, fontsize=12)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _broken(arm: str) -> str:
+    """In two lines, where there is a comma."""
+    return arm.replace(", ", ",\n")
 
 
 def _dots(axes: Any, place: float, values: Sequence[float], colour: str, *, marker: str) -> None:

@@ -97,13 +97,17 @@ def collect(study: Study, kept: Kept, runs: Sequence[Run], folder: Path) -> str:
         What the page says of them.
     """
     rows = kept.collect(runs)
-    text = "\n\n".join([how_far(study, rows, runs), *([study.tables(rows)] if rows else [])])
+    parts, page, figure = [how_far(study, rows, runs)], ROOT / PAGE, folder / f"{study.name}.png"
+    published = folder == ROOT / RESULTS and f"<!-- {study.name}:begin -->" in page.read_text()
     if rows:
-        study.draw(rows, folder / f"{study.name}.png")
-    page = ROOT / PAGE
-    if folder == ROOT / RESULTS and f"<!-- {study.name}:begin -->" in page.read_text():
+        study.draw(rows, figure)
+        place = figure.relative_to(page.parent) if published else figure.name
+        parts += [f"![{study.name}, all runs]({place})", study.tables(rows)]
+    text = "\n\n".join(parts)
+    if published:
         page.write_text(rewritten(page.read_text(), {study.name: text}))
     else:  # results that are nobody's but the user's
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{study.name}.md").write_text(f"{text}\n")
     return text
 

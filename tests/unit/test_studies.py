@@ -115,17 +115,18 @@ def test_collecting_writes_table_figure_and_page(study: Study, tmp_path: Path) -
     page = (tmp_path / "numbers.md").read_text()
     assert "Runs made: with 1 of 3; without 0 of 1." in page
     assert "3 are missing: `scripts/studies/numbers` goes on." in page
-    assert page.endswith("with:0.5\n")
+    assert page.endswith("![numbers, all runs](numbers.png)\n\nwith:0.5\n")
     assert (tmp_path / "numbers.png").read_text() == "1 rows"
 
 
 def test_the_page_has_its_part_rewritten(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "ROOT", tmp_path)
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/studies").mkdir(parents=True)
     (tmp_path / "docs/studies.md").write_text("before\n<!-- numbers:begin -->\nold\n<!-- numbers:end -->\nafter\n")
     main(study, ["--seeds", "1"])
     page = (tmp_path / "docs/studies.md").read_text()
     assert page.startswith("before\n<!-- numbers:begin -->\nRuns made: with 1 of 1; without 1 of 1. None is missing.")
+    assert "![numbers, all runs](studies/numbers.png)" in page
     assert page.endswith("with:0.5 without:0.5\n<!-- numbers:end -->\nafter\n")
     assert "old" not in page
 
