@@ -104,7 +104,7 @@ def test_a_fresh_clone_has_the_table_alone(study: Study, making: Making, tmp_pat
         ("without", "0", "0.5", "7"),
     ]
     assert {row["settings"] for row in rows} == {"epochs=3 rate=0.5"}
-    for column in ("seconds", "commit", "versions", "processor", "date"):
+    for column in ("seconds", "processor_seconds", "commit", "versions", "processor", "date"):
         assert all(row[column] for row in rows), column
     assert {row["data"] for row in rows} == {"images"}, "a folder is named, its path is not"
 
