@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ def how_far(study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> str:
     if rows:
         for column, words in (("seconds", "Time of a run"), ("processor_seconds", "Processor time")):
             if seconds := sorted(float(row[column]) for row in rows if column in row):
-                middle = f"median {seconds[len(seconds) // 2]:.0f} s ({seconds[0]:.0f} - {seconds[-1]:.0f})"
+                middle = f"median {median(seconds):.0f} s ({seconds[0]:.0f} - {seconds[-1]:.0f})"
                 told.append(f"{words}: {middle}.")
         for column in ("commit", "versions", "processor", "date"):
             told.append(f"{column.capitalize()}: {', '.join(sorted({str(row[column]) for row in rows}))}.")
