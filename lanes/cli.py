@@ -3,6 +3,7 @@
 import sys
 
 from lanes.faults.orphans import end_with_supervisor
+from lanes.jobs.early import look_out
 from lanes.words import near
 
 VERBS = {
@@ -44,6 +45,7 @@ KEYS = {  # of a configuration: the project's own, and those of Lightning that o
     "--data": "lanes.training.Images, Photographs; arguments below --data.init_args",
     "--checkpoint.monitor": "what makes a checkpoint the best; also checkpoint.mode, .save_top_k, ...",
     "--report": "true: end by writing the run's page, report.html (lanes report)",
+    "--run": "name of the run's folder, instead of a number; fit goes on with it if it has a checkpoint",
     "--ckpt_path": "the checkpoint to go on from, or to evaluate; last: the newest whole one of the newest run",
 }
 
@@ -88,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         raise SystemExit(2)
     verb, args = argv[0], argv[1:]
+    if verb == "fit":
+        look_out()
     if verb in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(args):
         print(_help_of(verb))
         return

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -26,26 +25,15 @@ from lanes.mesh import (
     Axis,
     axis,
     check_lane_devices,
-    check_layout,
-    divisors,
     init_mesh,
-    one_of,
     replica_seed,
     seed_replica,
 )
 from lanes.placement import average_statistics
-from lanes.plans import Plan
-from lanes.tracing import PlanError
+from lanes.training.layout import choose_lane_devices
 from lanes.training.loaders import fit_to_replicas
 from lanes.training.position import mend_restart, rescaled, to_validation, validation_follows
 from lanes.training.wandb_logger import LanesLogger
-
-
-class Plannable(Protocol):
-    """What the strategy asks of a LightningModule that leaves the layout to it."""
-
-    def plan(self, lane_devices: int) -> Plan:
-        """Plan the module's network for a number of lane devices."""
 
 
 @runtime_checkable
@@ -65,32 +53,6 @@ class TensorKeeper(Protocol):
         """A checkpoint was read: the network, and the tensors too if they were found in it."""
 
 
-def choose_lane_devices(module: Plannable, wanted: int | Literal["auto"], per_node: int, num_nodes: int) -> int:
-    """The number of lane devices: as asked for, or the most on one node over which the network's lanes divide.
-
-    Raises:
-        ValueError: the number does not divide the devices, or the network does not divide over it (PlanError).
-    """
-    if wanted != "auto":
-        check_layout(wanted, per_node * num_nodes)
-        module.plan(wanted)
-        return wanted
-    for lane_devices in reversed(divisors(per_node)):
-        try:
-            module.plan(lane_devices)
-        except PlanError:
-            if lane_devices == 1:
-                raise
-            continue
-        if lane_devices == 1 and per_node > 1:
-            rank_zero_warn(
-                f"the network's lanes do not divide over {one_of(divisors(per_node)[1:])} lane devices: every device "
-                "trains a whole replica"
-            )
-        return lane_devices
-    raise AssertionError("1 divides everything")
-
-
 class LaneStrategy(ModelParallelStrategy):
     """Train in lanes: ``trainer.devices`` x ``trainer.num_nodes`` processes, as replicas x lane devices.
 
@@ -98,13 +60,20 @@ class LaneStrategy(ModelParallelStrategy):
         lane_devices: D, the devices over which one replica's lanes are spread; "auto": the most on one node over which
             the network can be placed. The processes divided by D are the replicas.
         process_group_backend: "gloo", "nccl"; by default the device's own.
+        across_nodes: allow more lane devices than a node has; at every crossing they talk over the network.
     """
 
-    def __init__(self, lane_devices: int | Literal["auto"] = "auto", process_group_backend: str | None = None) -> None:
+    def __init__(
+        self,
+        lane_devices: int | Literal["auto"] = "auto",
+        process_group_backend: str | None = None,
+        *,
+        across_nodes: bool = False,
+    ) -> None:
         super().__init__(process_group_backend=process_group_backend)
         if lane_devices != "auto":
             check_lane_devices(lane_devices)
-        self.lane_devices = lane_devices
+        self.lane_devices, self.across_nodes = lane_devices, across_nodes
         self.about: dict[str, Any] = {}  # facts for the manifests of checkpoints
         self._writer: BackgroundWriter | None = None  # on the first process
         self._validates_first = False  # going on from where a validation was due
@@ -123,7 +92,9 @@ class LaneStrategy(ModelParallelStrategy):
             # Processes that each take every core wait for one another.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.num_processes))
         module: Any = self.lightning_module
-        lane_devices = choose_lane_devices(module, self.lane_devices, self.num_processes, self.num_nodes)
+        lane_devices = choose_lane_devices(
+            module, self.lane_devices, self.num_processes, self.num_nodes, across_nodes=self.across_nodes
+        )
         self._device_mesh = init_mesh(lane_devices, device_type=self.root_device.type)
         module._device_mesh = self._device_mesh
 

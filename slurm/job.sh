@@ -1,0 +1,57 @@
+# What all jobs here have in common; read by them, not run. Sets `srun`, the options of srun, and `lanes`, the command.
+say() { echo "$(basename "${BASH_SOURCE[1]}"): $*" >&2; }
+refuse() { say "error: $*"; exit 2; }
+
+# ---- The site's settings
+
+known=" SITE_MODULES SITE_VENV SITE_CONTAINER SITE_INTERFACE SITE_REQUEUE "
+site=${LANES_SITE:-slurm/site.sh}
+if [ -e "$site" ]; then
+  source "$site" || refuse "$site failed"
+elif [ -n "${LANES_SITE:-}" ]; then
+  refuse "LANES_SITE=$LANES_SITE is no file"
+fi
+for name in ${!SITE_@}; do
+  [[ $known = *" $name "* ]] || refuse "$site: there is no setting $name; the settings are$known"
+done
+case ${SITE_REQUEUE:=self} in
+  self | slurm) ;;
+  *) refuse "$site: SITE_REQUEUE=$SITE_REQUEUE must be self (a job starts itself again) or slurm (your SLURM does)" ;;
+esac
+if [ -n "${SITE_MODULES:-}" ]; then
+  module load $SITE_MODULES || refuse "$site: cannot load the modules $SITE_MODULES"
+fi
+if [ -n "${SITE_INTERFACE:-}" ]; then
+  export GLOO_SOCKET_IFNAME=$SITE_INTERFACE NCCL_SOCKET_IFNAME=$SITE_INTERFACE
+fi
+if [ -n "${SITE_CONTAINER:-}" ]; then
+  lanes=($SITE_CONTAINER lanes)  # its words are words
+else
+  venv=${SITE_VENV:-.venv}
+  [ -x "$venv/bin/lanes" ] || refuse "there is no $venv/bin/lanes: run scripts/setup, or say where it is by SITE_VENV in $site"
+  export PATH=$(realpath "$venv")/bin:$PATH
+  lanes=(lanes)
+fi
+
+# ---- The layout: one task drives one device
+
+tasks=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+if [ "${SLURM_GPUS_ON_NODE:-$tasks}" != "$tasks" ]; then
+  refuse "the job has $SLURM_GPUS_ON_NODE GPUs on a node and $tasks tasks; leave out --ntasks-per-node, or give as many"
+fi
+[ "${OMP_NUM_THREADS:-}" ] || export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+# One process that ends by an error takes all others with it; output is one log, line by line.
+srun=(--ntasks-per-node="$tasks" --kill-on-bad-exit=1 --unbuffered)
+
+# ---- What becomes of the job: lanes writes it down, after.sh does it
+
+export LANES_VERDICT=$PWD/runs/.jobs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} LANES_REQUEUE=$SITE_REQUEUE
+mkdir -p "${LANES_VERDICT%/*}" && echo unsaid >"$LANES_VERDICT" || refuse "nothing can be written to $PWD/runs"
+
+# A configuration that is not there is told before anything is started.
+check_config() {
+  [ -n "${1:-}" ] || refuse "which configuration? sbatch slurm/NAME.sbatch configs/NAME.yaml"
+  [ -r "$1" ] || refuse "there is no configuration $1 in $PWD"
+}
+echo "job ${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}, start ${SLURM_RESTART_COUNT:-0}:" \
+  "$SLURM_JOB_NUM_NODES x $tasks tasks on $SLURM_JOB_NODELIST, $(date '+%F %T')"

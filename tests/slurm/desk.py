@@ -1,0 +1,100 @@
+"""Where a user of the cluster sits: a folder with the very files of slurm/ and configs/, and a site of its own."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from lanes.jobs.attempts import read
+from tests.slurm.cluster import Cluster, wait_for
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "configs/photographs.yaml"
+RUNS = "runs/photographs"
+KEYS = (  # a training of seconds
+    *("--data.init_args.num_train", 256, "--data.init_args.num_val", 40, "--data.init_args.batch_size", 8),
+    *("--trainer.limit_val_batches", 1, "--trainer.callbacks", "[]", "--report", "false"),
+    *("--trainer.enable_progress_bar", "false", "--watch.timeout_s", 30, "--last_every_n_steps", 4),
+)
+SITE = f"""
+SITE_VENV={ROOT}/.venv
+SITE_INTERFACE=lo
+export MASTER_ADDR=127.0.0.1   # both nodes are this machine, which does not know their names
+export WANDB_MODE=offline PYTHONPATH={ROOT} OMP_NUM_THREADS=1
+"""
+START_S = 150  # the longest that a start may take on a busy machine
+
+
+class Desk:
+    """A folder from which jobs are submitted to a cluster.
+
+    Args:
+        cluster: that runs.
+        folder: empty.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        (folder / "slurm").mkdir()
+        for name in ("configs", "scripts", *(f"slurm/{path.name}" for path in (ROOT / "slurm").iterdir())):
+            if name != "slurm/site.sh":
+                (folder / name).symlink_to(ROOT / name)
+        (folder / "slurm" / "site.sh").write_text(SITE)
+
+    def submit(self, script: str, *words: object, options: tuple[object, ...] = (), **environment: str) -> str:
+        """``sbatch OPTIONS slurm/SCRIPT WORDS``; the job's number."""
+        command = ("sbatch", "--parsable", *options, f"slurm/{script}", *words)
+        return self.cluster.run(*command, cwd=self.folder, **environment)
+
+    def train(self, *keys: object, options: tuple[object, ...] = (), **environment: str) -> str:
+        """Submit a short training; the job's number."""
+        return self.submit("train.sbatch", CONFIG, *KEYS, *keys, options=options, **environment)
+
+    def said(self, job: str) -> str:
+        """What a job has said until now, over all its starts."""
+        log = self.folder / f"slurm-{job}.out"
+        return log.read_text() if log.exists() else ""
+
+    def state(self, job: str) -> str:
+        """COMPLETED, FAILED, PENDING, ..."""
+        return self.cluster.job(job)["JobState"]
+
+    def ended(self, job: str, within_s: float = 200) -> str:
+        """Wait for a job's end; its state then."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        wait_for(lambda: self.state(job) in over, within_s, said=lambda: self.said(job))
+        return self.state(job)
+
+    def run_of(self, job: str) -> Path:
+        """The folder of a job's run."""
+        return self.folder / RUNS / f"slurm-{job}"
+
+    def starts_again(self, job: str, restarts: int) -> None:
+        """Wait until a job has started for the so-manieth time, and has saved something since."""
+        started = lambda: any(line["restart"] == restarts for line in read(self.run_of(job)))  # noqa: E731
+        wait_for(started, START_S, said=lambda: self.said(job))
+        self.saves(self.run_of(job))
+
+    def saves(self, run: Path) -> None:
+        """Wait for a new checkpoint of a run."""
+        manifest = run / "checkpoints" / "last.ckpt" / "manifest.json"
+        before = manifest.stat().st_mtime_ns if manifest.exists() else 0
+        newer = lambda: manifest.exists() and manifest.stat().st_mtime_ns > before  # noqa: E731
+        wait_for(newer, START_S, said=lambda: "\n".join(path.read_text() for path in self.folder.glob("slurm-*.out")))
+
+    def kill(self, job: str, rank: int) -> None:
+        """Kill a rank of a job as the kernel does when memory has run out."""
+        os.kill(self.cluster.rank(job, rank), signal.SIGKILL)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Of a run's last checkpoint."""
+    return load_file(run / "checkpoints" / "last.ckpt" / "model.safetensors")
+
+
+def equal(one: Path, other: Path) -> bool:
+    """Whether two runs have ended with the same weights, bit for bit."""
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

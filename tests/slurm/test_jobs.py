@@ -1,0 +1,101 @@
+"""Trainings as jobs of a real cluster of two nodes: they equal those without SLURM, whatever SLURM does to them.
+
+A small dose; ``scripts/cluster_chaos`` gives the large one.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from lanes.jobs.attempts import read
+from tests.integration.command import lanes
+from tests.slurm.desk import CONFIG, KEYS, ROOT, Desk, equal
+
+ACROSS = ("--trainer.strategy.lane_devices", 2, "--trainer.strategy.across_nodes", "true")
+NO_LOG = ("--trainer.logger", "false")
+
+
+def without_slurm(folder: Path, *keys: object) -> Path:
+    """The same training by ``lanes fit``; its run."""
+    folder.mkdir()
+    words = ("fit", "-c", ROOT / CONFIG, *KEYS, *NO_LOG, "--trainer.default_root_dir", "runs", *keys)
+    done = lanes(*words, folder=folder, timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "1"
+
+
+def test_lanes_inside_nodes(desk: Desk, tmp_path: Path) -> None:
+    short = ("--trainer.max_epochs", 1, "--data.init_args.num_train", 128)  # 8 steps
+    job = desk.train(*NO_LOG, *short, options=("--nodes=2", "--ntasks-per-node=2"))
+    assert desk.ended(job) == "COMPLETED", desk.said(job)
+    assert "2 nodes of 2 devices: 2 replicas of 2 lane devices, the lanes of a replica on one node" in desk.said(job)
+    assert "validation top-1" in desk.said(job)
+    assert equal(desk.run_of(job), without_slurm(tmp_path / "without", *short, "--trainer.devices", 4))
+
+
+@pytest.mark.timeout(900)
+def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_path: Path) -> None:
+    """One training, lanes across nodes, through all that, in one folder, log, and run of Weights & Biases."""
+    keys = ("--trainer.max_epochs", 4)
+    slow = ("--trainer.callbacks=tests.slurm.slow.Slow", *ACROSS, *keys)
+    two = ("--nodes=2", "--ntasks-per-node=1")
+    job = desk.train(*slow, options=(*two, "--time=1", "--signal=USR1@5"))
+    desk.starts_again(job, 1)
+    desk.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    desk.kill(job, rank=1)
+    desk.starts_again(job, 2)
+    urgent = desk.cluster.run(
+        *(
+            "sbatch",
+            "--parsable",
+            "--partition=high",
+            "--nodes=2",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap=sleep 1",
+        )
+    )
+    desk.starts_again(job, 3)
+    assert desk.state(urgent) == "COMPLETED"
+    desk.cluster.run("scancel", job)
+    assert desk.ended(job) == "CANCELLED"
+    (desk.folder / "hurry").touch()
+    by_hand = desk.train(*slow, "--run", f"slurm-{job}", options=two)
+    assert desk.ended(by_hand) == "COMPLETED", desk.said(by_hand)
+    run, said = desk.run_of(job), desk.said(job)
+    ends = [line.get("why", line.get("failed")) for line in read(run) if "ended" in line]
+    assert ends[0] == "SIGUSR1", said
+    assert ends[-3:] == ["SIGUSR1", "SIGTERM", "complete"], said
+    assert said.count("going on from") == 3, "the log is one"
+    assert len({folder.name.rpartition("-")[2] for folder in run.glob("wandb/offline-run-*")}) == 1
+    assert equal(run, without_slurm(tmp_path / "without", *keys, "--trainer.devices", 2))
+
+
+def test_two_jobs_of_one_configuration_do_not_meet(desk: Desk) -> None:
+    slow = (*NO_LOG, "--trainer.callbacks=tests.slurm.slow.Slow", "--trainer.max_epochs", 1)
+    jobs = [desk.train(*slow) for _ in range(2)]
+    for job in jobs:
+        desk.saves(desk.run_of(job))
+    third = desk.train(*slow, "--run", f"slurm-{jobs[0]}")
+    assert desk.ended(third) == "FAILED"
+    assert f"slurm-{jobs[0]} is being trained by job {jobs[0]}; wait for its end" in desk.said(third)
+    (desk.folder / "hurry").touch()
+    assert [desk.ended(job) for job in jobs] == ["COMPLETED", "COMPLETED"]
+
+
+def test_what_is_wrong_is_said(desk: Desk) -> None:
+    """By the job's log, at once, and the job is not started again."""
+    wrong = {
+        "there is no configuration configs/nothing.yaml": desk.submit("train.sbatch", "configs/nothing.yaml"),
+        "2 lane devices are more than a node has, which is 1": desk.train(
+            *ACROSS[:2], options=("--nodes=2", "--ntasks-per-node=1")
+        ),
+        "nothing can be written to /proc/runs": desk.train("--trainer.default_root_dir", "/proc/runs"),
+    }
+    site = desk.folder / "other.sh"
+    site.write_text(f"{(desk.folder / 'slurm' / 'site.sh').read_text()}SITE_REQEUE=slurm\n")
+    wrong["other.sh: there is no setting SITE_REQEUE"] = desk.train(LANES_SITE="other.sh")
+    for words, job in wrong.items():
+        assert desk.ended(job) == "FAILED", desk.said(job)
+        assert desk.said(job).count(words) >= 1, desk.said(job)
+        assert desk.cluster.job(job)["Restarts"] == "0"
