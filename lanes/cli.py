@@ -13,6 +13,7 @@ VERBS = {
     "predict": "write a checkpoint's predictions to a CSV file",
     "plan": "show which layers stay in their lane and which cross, without training",
     "check": "compare the placed network with the plain one on this mesh and data, in float64",
+    "sweep": "list the runs of a sweep, or train one:  lanes sweep configs/sweeps/lanes.yaml [--run 0]",
     "features": "write a layer's outputs for every image:  lanes features -c CONFIG CHECKPOINT --layer NAME",
     "responses": "measure layers on images, lane by lane:  lanes responses -c CONFIG CHECKPOINT [--layers NAME ...]",
     "models": "list the networks that have a name:  lanes models;  all about one:  lanes models resnext50_32x4d",
@@ -109,6 +110,12 @@ def main(argv: list[str] | None = None) -> None:
         from lanes.looking.command import run as look_at_filters  # noqa: PLC0415
 
         look_at_filters(args)
+        return
+    if verb == "sweep":
+        from lanes.sweeps import run as sweep  # noqa: PLC0415
+
+        if command := sweep(args):
+            main(command)
         return
     if verb == "workspace":
         from lanes.workspace.command import run as make_workspace  # noqa: PLC0415

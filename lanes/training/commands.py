@@ -21,7 +21,7 @@ from lanes.faults.supervisor import end_agreed
 from lanes.faults.watch import Watch, connection_lost
 from lanes.jobs.attempts import SILENT, Attempt
 from lanes.jobs.job import this_job
-from lanes.jobs.verdict import refuse
+from lanes.jobs.verdict import AGAIN, judge, refuse
 from lanes.training.command_line import LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
@@ -85,11 +85,16 @@ def run(verb: str, args: list[str]) -> None:
 def _note_in_job(cli: Any, error: Exception) -> None:
     """In a job, on its first process: how it ends, and whether it shall start again."""
     attempt: Attempt | None = getattr(cli, "attempt", None)
+    again = (
+        isinstance(error, StoppedError) and error.signal != signal.SIGINT
+    )  # by which somebody says that it is enough
     if attempt is None:
+        if again:  # a script's, in a job that makes several
+            judge(AGAIN)
         return
     step = cli.trainer.global_step
-    if isinstance(error, StoppedError):  # Ctrl-C, or scancel --signal=INT: somebody has had enough
-        attempt.stopped(signal.Signals(error.signal).name, step, again=error.signal != signal.SIGINT)
+    if isinstance(error, StoppedError):
+        attempt.stopped(signal.Signals(error.signal).name, step, again=again)
     else:
         attempt.failed(SILENT if connection_lost(error) else type(error).__name__, step)
 

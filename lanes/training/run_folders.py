@@ -54,9 +54,9 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: it cannot be one.
     """
-    if name.isdigit() or not re.fullmatch(r"\w[\w.-]*", name):
+    if name.isdigit() or not re.fullmatch(r"\w[\w.=-]*", name):
         raise ValueError(
-            f"--run {name!r} cannot be a run's name: use letters, digits, -, _ and . (not a bare number: those are "
+            f"--run {name!r} cannot be a run's name: use letters, digits, - _ = and . (not a bare number: those are "
             "given to runs without a name)"
         )
     return name

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -71,11 +73,20 @@ class Desk:
         """The folder of a job's run."""
         return self.folder / RUNS / f"slurm-{job}"
 
-    def starts_again(self, job: str, restarts: int) -> None:
-        """Wait until a job has started for the so-manieth time, and has saved something since."""
-        started = lambda: any(line["restart"] == restarts for line in read(self.run_of(job)))  # noqa: E731
+    @contextmanager
+    def goes_on(self, job: str) -> Iterator[None]:
+        """Wait, once the block has disturbed a job, until it has started again and saved."""
+        run = self.run_of(job)
+        before = max(line["restart"] for line in read(run))
+        yield
+        started = lambda: any(line["restart"] > before for line in read(run))  # noqa: E731
         wait_for(started, START_S, said=lambda: self.said(job))
-        self.saves(self.run_of(job))
+        self.saves(run)
+
+    def time_is_up_soon(self, job: str) -> None:
+        """Shorten a job's time limit to the next full minute of its own."""
+        hours, minutes, _ = self.cluster.job(job)["RunTime"].split(":")
+        self.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * int(hours) + int(minutes) + 1}")
 
     def saves(self, run: Path) -> None:
         """Wait for a new checkpoint of a run."""

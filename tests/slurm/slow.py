@@ -13,4 +13,4 @@ class Slow(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         if not Path(HURRY).exists():
-            time.sleep(0.4)
+            time.sleep(0.6)

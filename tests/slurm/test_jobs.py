@@ -3,12 +3,15 @@
 A small dose; ``scripts/cluster_chaos`` gives the large one.
 """
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lanes.jobs.attempts import read
+from lanes.jobs.attempts import SILENT, read
 from tests.integration.command import lanes
+from tests.slurm.cluster import wait_for
 from tests.slurm.desk import CONFIG, KEYS, ROOT, Desk, equal
 
 ACROSS = ("--trainer.strategy.lane_devices", 2, "--trainer.strategy.across_nodes", "true")
@@ -39,24 +42,17 @@ def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_p
     keys = ("--trainer.max_epochs", 4)
     slow = ("--trainer.callbacks=tests.slurm.slow.Slow", *ACROSS, *keys)
     two = ("--nodes=2", "--ntasks-per-node=1")
-    job = desk.train(*slow, options=(*two, "--time=1", "--signal=USR1@5"))
-    desk.starts_again(job, 1)
-    desk.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    desk.kill(job, rank=1)
-    desk.starts_again(job, 2)
-    urgent = desk.cluster.run(
-        *(
-            "sbatch",
-            "--parsable",
-            "--partition=high",
-            "--nodes=2",
-            "--exclusive",
-            "--output=/dev/null",
-            "--wrap=sleep 1",
-        )
-    )
-    desk.starts_again(job, 3)
-    assert desk.state(urgent) == "COMPLETED"
+    job = desk.train(*slow, options=(*two, "--signal=USR1@5"))
+    desk.saves(desk.run_of(job))
+    with desk.goes_on(job):
+        desk.time_is_up_soon(job)
+        wait_for(lambda: desk.state(job) == "PENDING", 120, said=lambda: desk.said(job))
+        desk.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    with desk.goes_on(job):
+        desk.kill(job, rank=1)
+    with desk.goes_on(job):
+        urgent = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        desk.cluster.run("sbatch", *urgent)
     desk.cluster.run("scancel", job)
     assert desk.ended(job) == "CANCELLED"
     (desk.folder / "hurry").touch()
@@ -64,8 +60,7 @@ def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_p
     assert desk.ended(by_hand) == "COMPLETED", desk.said(by_hand)
     run, said = desk.run_of(job), desk.said(job)
     ends = [line.get("why", line.get("failed")) for line in read(run) if "ended" in line]
-    assert ends[0] == "SIGUSR1", said
-    assert ends[-3:] == ["SIGUSR1", "SIGTERM", "complete"], said
+    assert [end for end in ends if end != SILENT] == ["SIGUSR1", "SIGUSR1", "SIGTERM", "complete"], said
     assert said.count("going on from") == 3, "the log is one"
     assert len({folder.name.rpartition("-")[2] for folder in run.glob("wandb/offline-run-*")}) == 1
     assert equal(run, without_slurm(tmp_path / "without", *keys, "--trainer.devices", 2))
@@ -99,3 +94,33 @@ def test_what_is_wrong_is_said(desk: Desk) -> None:
         assert desk.ended(job) == "FAILED", desk.said(job)
         assert desk.said(job).count(words) >= 1, desk.said(job)
         assert desk.cluster.job(job)["Restarts"] == "0"
+
+
+def test_a_sweep(desk: Desk) -> None:
+    """Submitted again it finds that nothing is missing."""
+    keys = dict(zip((key.removeprefix("--") for key in KEYS[::2]), KEYS[1::2], strict=True))
+    keys |= {"trainer.callbacks": [], "trainer.max_epochs": 1, "data.init_args.num_train": 64, "trainer.logger": False}
+    sweep = desk.folder / "tiny.yaml"
+    sweep.write_text(yaml.safe_dump({"config": CONFIG, "keys": keys, "grid": {"seed_everything": [1, 2]}}))
+    array = desk.submit("sweep.sbatch", "tiny.yaml", options=("--array=0-1",))
+    for task in (0, 1):
+        job = f"{array}_{task}"
+        assert desk.ended(job) == "COMPLETED", desk.said(job)
+    first, second = (desk.folder / "runs" / "tiny" / f"seed_everything={seed}" for seed in (1, 2))
+    assert not equal(first, second)
+    again = desk.submit("sweep.sbatch", "tiny.yaml", options=("--array=0",))
+    assert desk.ended(f"{again}_0") == "COMPLETED", desk.said(again)
+    assert "nothing was left to train: 8 steps are done" in desk.said(f"{again}_0")
+    whole = desk.submit("sweep.sbatch", "tiny.yaml")
+    assert desk.ended(whole) == "FAILED"
+    assert "`lanes sweep tiny.yaml` lists them" in desk.said(whole)
+
+
+def test_a_study_and_its_collecting_job(desk: Desk) -> None:
+    (desk.folder / "study.py").symlink_to(ROOT / "tests" / "slurm" / "tiny_study")
+    job = desk.submit("study.sbatch", "./study.py", "--time=10")
+    assert desk.ended(job) == "COMPLETED", desk.said(job)
+    [(array, collects)] = re.findall(r"3 runs as the array (\d+); job (\d+) collects", desk.said(job))
+    assert desk.ended(collects) == "COMPLETED", desk.said(collects)
+    assert (desk.folder / "study" / "results.csv").read_text() == "one,3\ntwo,3\nthree,5\n"
+    assert [desk.state(f"{array}_{task}") for task in range(3)] == ["COMPLETED"] * 3
