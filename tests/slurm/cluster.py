@@ -17,13 +17,15 @@ from pathlib import Path
 
 import psutil
 
+from tests.slurm.networks import Networks
+
 NODES = ("node1", "node2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "munged")
 CPUS = 4  # that each node claims to have
 
 CONF = """
 ClusterName=lab
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({controller})
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -55,7 +57,7 @@ SlurmdTimeout={node_timeout_s}
 InactiveLimit=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
+{more}
 NodeName=node1 NodeHostname={names[0]} NodeAddr={addresses[0]} Port={ports[1]} CPUs={cpus} RealMemory=8000
 NodeName=node2 NodeHostname={names[1]} NodeAddr={addresses[1]} Port={ports[2]} CPUs={cpus} RealMemory=8000
 PartitionName=main Nodes=node1,node2 Default=YES PriorityTier=1 GraceTime={grace_s} MaxTime=INFINITE State=UP
@@ -116,6 +118,12 @@ class Cluster:
         """What ``scontrol show job`` says of a job, or of a task of an array."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "-o", "show", "job", number)))
 
+    def signals_users(self, wanted: bool) -> None:
+        """Whether preemption sends a job the signal of its own --signal, instead of SIGTERM."""
+        conf, line = self.folder / "slurm.conf", "SlurmctldParameters=preempt_send_user_signal\n"
+        conf.write_text(conf.read_text().replace(line, "") + (line if wanted else ""))
+        self.run("scontrol", "reconfigure")
+
     def processes(self) -> list[psutil.Process]:
         """All that jobs of this cluster have started and that runs."""
         return [p for p in psutil.process_iter() if _environ(p).get("SLURM_CONF") == self.environment["SLURM_CONF"]]
@@ -134,7 +142,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, *, kill_wait_s: int = 10, grace_s: int = 30, node_timeout_s: int = 30) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, *, kill_wait_s: int = 10, grace_s: int = 30, node_timeout_s: int = 30, nets: Networks | None = None
+) -> Iterator[Cluster]:
     """Start a cluster, and end it and whatever its jobs have left.
 
     Args:
@@ -142,6 +152,7 @@ def cluster(folder: Path, *, kill_wait_s: int = 10, grace_s: int = 30, node_time
         kill_wait_s: between SIGTERM and SIGKILL.
         grace_s: that a job of the partition "main" has when one of "high" wants its nodes.
         node_timeout_s: after which a node that does not answer is down.
+        nets: of its nodes, named as NODES; by default they share the machine's.
     """
     found = Cluster(folder)
     host = socket.gethostname()
@@ -153,8 +164,10 @@ def cluster(folder: Path, *, kill_wait_s: int = 10, grace_s: int = 30, node_time
             folder=folder,
             host=host,
             user=user,
-            names=(host, host),
-            addresses=("127.0.0.1", "127.0.0.1"),
+            names=NODES if nets else (host, host),
+            addresses=[nets.addresses[node] if nets else "127.0.0.1" for node in NODES],
+            controller=nets.controller if nets else "127.0.0.1",
+            more="",
             ports=_free_ports(3),
             first_job=random.randint(1000, 9000),  # the ports of jobs follow from it
             cpus=CPUS,
@@ -165,8 +178,10 @@ def cluster(folder: Path, *, kill_wait_s: int = 10, grace_s: int = 30, node_time
     )
     daemons = [_munged(folder, found.environment)]
     try:
-        for words in (("slurmctld", "-D", "-i"), *(("slurmd", "-D", "-N", node) for node in NODES)):
-            daemons.append(_daemon(folder, found.environment, *words))
+        daemons.append(_daemon(folder, found.environment, "slurmctld", "-D", "-i"))
+        for node in NODES:
+            words = ["slurmd", "-D", "-N", node]
+            daemons.append(_daemon(folder, found.environment, *(nets.inside(node, words) if nets else words)))
         up = lambda: found.run("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"]  # noqa: E731
         wait_for(lambda: _holds(up), 30, said=lambda: _logs(folder))
         yield found
