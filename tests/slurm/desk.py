@@ -22,9 +22,11 @@ KEYS = (  # a training of seconds
 )
 SITE = f"""
 SITE_VENV={ROOT}/.venv
+export WANDB_MODE=offline PYTHONPATH={ROOT} OMP_NUM_THREADS=1
+"""
+ONE_MACHINE = f"""{SITE}
 SITE_INTERFACE=lo
 export MASTER_ADDR=127.0.0.1   # both nodes are this machine, which does not know their names
-export WANDB_MODE=offline PYTHONPATH={ROOT} OMP_NUM_THREADS=1
 """
 START_S = 150  # the longest that a start may take on a busy machine
 
@@ -35,15 +37,16 @@ class Desk:
     Args:
         cluster: that runs.
         folder: empty.
+        site: its settings.
     """
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, site: str = ONE_MACHINE) -> None:
         self.cluster, self.folder = cluster, folder
         (folder / "slurm").mkdir()
         for name in ("configs", "scripts", *(f"slurm/{path.name}" for path in (ROOT / "slurm").iterdir())):
             if name != "slurm/site.sh":
                 (folder / name).symlink_to(ROOT / name)
-        (folder / "slurm" / "site.sh").write_text(SITE)
+        (folder / "slurm" / "site.sh").write_text(site)
 
     def submit(self, script: str, *words: object, options: tuple[object, ...] = (), **environment: str) -> str:
         """``sbatch OPTIONS slurm/SCRIPT WORDS``; the job's number."""
