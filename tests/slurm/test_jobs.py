@@ -16,6 +16,7 @@ from tests.slurm.desk import CONFIG, KEYS, ROOT, Desk, equal
 
 ACROSS = ("--trainer.strategy.lane_devices", 2, "--trainer.strategy.across_nodes", "true")
 NO_LOG = ("--trainer.logger", "false")
+pytestmark = pytest.mark.timeout(900)  # a machine with other jobs on it takes several times as long
 
 
 def without_slurm(folder: Path, *keys: object) -> Path:
@@ -36,9 +37,11 @@ def test_lanes_inside_nodes(desk: Desk, tmp_path: Path) -> None:
     assert equal(desk.run_of(job), without_slurm(tmp_path / "without", *short, "--trainer.devices", 4))
 
 
-@pytest.mark.timeout(900)
 def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_path: Path) -> None:
-    """One training, lanes across nodes, through all that, in one folder, log, and run of Weights & Biases."""
+    """One training, lanes across nodes, through all that, in one folder, log, and run of Weights & Biases.
+
+    The cluster does not heed --signal when it preempts: SIGTERM alone comes.
+    """
     keys = ("--trainer.max_epochs", 4)
     slow = ("--trainer.callbacks=tests.slurm.slow.Slow", *ACROSS, *keys)
     two = ("--nodes=2", "--ntasks-per-node=1")
@@ -60,7 +63,7 @@ def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_p
     assert desk.ended(by_hand) == "COMPLETED", desk.said(by_hand)
     run, said = desk.run_of(job), desk.said(job)
     ends = [line.get("why", line.get("failed")) for line in read(run) if "ended" in line]
-    assert [end for end in ends if end != SILENT] == ["SIGUSR1", "SIGUSR1", "SIGTERM", "complete"], said
+    assert [end for end in ends if end != SILENT] == ["SIGUSR1", "SIGTERM", "SIGTERM", "complete"], said
     assert said.count("going on from") == 3, "the log is one"
     assert len({folder.name.rpartition("-")[2] for folder in run.glob("wandb/offline-run-*")}) == 1
     assert equal(run, without_slurm(tmp_path / "without", *keys, "--trainer.devices", 2))
