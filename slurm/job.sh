@@ -1,5 +1,5 @@
 # What all jobs here have in common; read by them, not run. Sets `srun`, the options of srun, and `lanes`, the command.
-say() { echo "$(basename "${BASH_SOURCE[1]}"): $*" >&2; }
+say() { echo "lanes: $*" >&2; }
 refuse() { say "error: $*"; exit 2; }
 
 # ---- The site's settings
@@ -39,9 +39,13 @@ tasks=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 if [ "${SLURM_GPUS_ON_NODE:-$tasks}" != "$tasks" ]; then
   refuse "the job has $SLURM_GPUS_ON_NODE GPUs on a node and $tasks tasks; leave out --ntasks-per-node, or give as many"
 fi
-[ "${OMP_NUM_THREADS:-}" ] || export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+# All processors of the job: srun would give a task one of them, and minds what the job was asked for only in part.
+cpus=$((SLURM_CPUS_ON_NODE / tasks))
+[ "$cpus" -gt 0 ] || refuse "the job has $SLURM_CPUS_ON_NODE processors on a node for $tasks tasks; give --cpus-per-gpu"
+unset SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK SLURM_NTASKS SLURM_NPROCS
+[ "${OMP_NUM_THREADS:-}" ] || export OMP_NUM_THREADS=$cpus
 # One process that ends by an error takes all others with it; output is one log, line by line.
-srun=(--ntasks-per-node="$tasks" --kill-on-bad-exit=1 --unbuffered)
+srun=(--ntasks-per-node="$tasks" --cpus-per-task="$cpus" --kill-on-bad-exit=1 --unbuffered)
 
 # ---- What becomes of the job: lanes writes it down, after.sh does it
 

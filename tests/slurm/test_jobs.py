@@ -47,6 +47,9 @@ def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_p
     two = ("--nodes=2", "--ntasks-per-node=1")
     job = desk.train(*slow, options=(*two, "--signal=USR1@5"))
     desk.saves(desk.run_of(job))
+    another = desk.train(*keys, "--run", f"slurm-{job}")
+    assert desk.ended(another) == "FAILED"
+    assert f"slurm-{job} is being trained by job {job}; wait for its end" in desk.said(another)
     with desk.goes_on(job):
         desk.time_is_up_soon(job)
         wait_for(lambda: desk.state(job) == "PENDING", 120, said=lambda: desk.said(job))
@@ -67,18 +70,6 @@ def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_p
     assert said.count("going on from") == 3, "the log is one"
     assert len({folder.name.rpartition("-")[2] for folder in run.glob("wandb/offline-run-*")}) == 1
     assert equal(run, without_slurm(tmp_path / "without", *keys, "--trainer.devices", 2))
-
-
-def test_two_jobs_of_one_configuration_do_not_meet(desk: Desk) -> None:
-    slow = (*NO_LOG, "--trainer.callbacks=tests.slurm.slow.Slow", "--trainer.max_epochs", 100)
-    jobs = [desk.train(*slow) for _ in range(2)]
-    for job in jobs:
-        desk.saves(desk.run_of(job))
-    third = desk.train(*slow, "--run", f"slurm-{jobs[0]}")
-    assert desk.ended(third) == "FAILED"
-    assert f"slurm-{jobs[0]} is being trained by job {jobs[0]}; wait for its end" in desk.said(third)
-    desk.cluster.run("scancel", *jobs)
-    assert [desk.ended(job) for job in jobs] == ["CANCELLED", "CANCELLED"]
 
 
 def test_what_is_wrong_is_said(desk: Desk) -> None:
