@@ -125,8 +125,16 @@ class Cluster:
         self.run("scontrol", "reconfigure")
 
     def processes(self) -> list[psutil.Process]:
-        """All that jobs of this cluster have started and that runs."""
-        return [p for p in psutil.process_iter() if _environ(p).get("SLURM_CONF") == self.environment["SLURM_CONF"]]
+        """All that jobs of this cluster have started and that runs, and what watches over them."""
+        conf, found = self.environment["SLURM_CONF"], []
+        for process in psutil.process_iter(["name"]):
+            environ = _environ(process)
+            of_a_job = (
+                "SLURM_JOB_ID" in environ or process.info["name"] == "slurmstepd"
+            )  # not who only asks the cluster
+            if of_a_job and environ.get("SLURM_CONF") == conf:
+                found.append(process)
+        return found
 
     def rank(self, number: str, rank: int) -> int:
         """The process of a rank of a job.

@@ -8,7 +8,7 @@ import pytest
 
 AFTER = Path(__file__).parents[2] / "slurm" / "after.sh"
 SCONTROL = """#!/bin/sh
-if [ "$1" = requeue ]; then touch "$(dirname "$0")/requeued"; else echo "JobId=7 $FACTS EndTime=now"; fi
+if [ "$1" = requeue ]; then echo "$2" >"$(dirname "$0")/requeued"; else echo "JobId=7 $FACTS EndTime=now"; fi
 """
 RUNNING = "JobState=RUNNING Reason=None Requeue=1 Restarts=2"
 
@@ -20,17 +20,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def after(folder: Path, verdict: str, facts: str = RUNNING, requeue: str = "self") -> tuple[bool, str]:
+def after(folder: Path, verdict: str, facts: str = RUNNING, requeue: str = "self", **more: str) -> tuple[bool, str]:
     """Whether the job was put back into the queue, and what was said."""
     (folder / "7.2").write_text(f"{verdict}\n")
     told = {"LANES_VERDICT": str(folder / "7.2"), "LANES_REQUEUE": requeue, "FACTS": facts}
-    told |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2", "PATH": f"{folder}:{os.environ['PATH']}"}
+    told |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2", "PATH": f"{folder}:{os.environ['PATH']}", **more}
     done = subprocess.run([AFTER], env=told, capture_output=True, text=True, check=True)
     return (folder / "requeued").exists(), done.stderr
 
 
 def test_a_job_that_can_go_on(folder: Path) -> None:
     assert after(folder, "again") == (True, "lanes: job 7 goes back into the queue, and then on\n")
+
+
+def test_a_task_of_an_array(folder: Path) -> None:
+    """Alone: the number of its last task is also that of the whole array."""
+    assert after(folder, "again", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")[0]
+    assert (folder / "requeued").read_text() == "7_3\n"
 
 
 def test_a_job_whose_time_was_up(folder: Path) -> None:
