@@ -4,9 +4,7 @@ Kept out: telling mistakes in one line (commands.py), the verbs' own arguments (
 """
 
 import os
-import socket
 import sys
-import uuid
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,13 +14,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lanes.checkpoint import check_checkpoint, read_manifest
+from lanes.checkpoint import check_checkpoint
 from lanes.faults.agreement import Agreement
 from lanes.faults.last import LastCheckpoint
 from lanes.faults.supervisor import supervise
 from lanes.faults.watch import Watch
-from lanes.jobs.attempts import Attempt, wandb_run
+from lanes.jobs.attempts import Attempt
 from lanes.jobs.job import this_job
+from lanes.training.beginning import begin
 from lanes.training.callback_checks import check_callbacks
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
@@ -34,13 +33,10 @@ from lanes.training.module import Classifier
 from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
 from lanes.training.room import check_room
-from lanes.training.run_folders import hold, run_of
+from lanes.training.run_folders import run_of
 from lanes.training.strategy import LaneStrategy
 from lanes.training.verb_arguments import add_verb_arguments
-from lanes.training.wandb_logger import LanesLogger
-from lanes.training.which_run import choose_run
-
-HELD_S = 120  # that a job which was started again waits for the end of the processes of before
+from lanes.training.which_run import place_run, steps_of
 
 
 class Mistake(Exception):
@@ -134,28 +130,11 @@ class LanesCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Choose the folder, below trainer.default_root_dir or the checkpoint's; a job of SLURM brings its layout."""
-        config, job = self._config, this_job()
-        if job:
-            take_layout(config, job)
-        run, goes_on = choose_run(config, fits=self.verb == "fit")
-        folder, logger = run or Path(config.trainer.default_root_dir), config.trainer.logger
-        ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
+        if job := this_job():
+            take_layout(self._config, job)
+        place_run(self._config, self.verb)
         if self.verb != "fit":
             self.save_config_callback = None
-            if self.verb not in ("plan", "check"):  # what an evaluation writes lies with the run that it evaluates
-                folder = run_of(config.ckpt_path)
-            if ours:  # a run of its own for a few figures that are printed; another logger was asked for
-                config.trainer.logger, ours = False, False
-        config.trainer.default_root_dir = str(folder)
-        if ours:
-            logger.init_args.save_dir = folder
-            if goes_on and config.ckpt_path:
-                logger.init_args.run_id = logger.init_args.run_id or read_manifest(config.ckpt_path).get("wandb_run_id")
-            if job and self.verb == "fit":  # one run there, also if it ends before its first checkpoint
-                logger.init_args.run_id = logger.init_args.run_id or wandb_run(folder) or uuid.uuid4().hex[:8]
-            logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
-        if config.checkpoint.dirpath is None:
-            config.checkpoint.dirpath = str(folder / "checkpoints")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Beside the best checkpoint keep the last; let processes agree on signals and batches."""
@@ -168,6 +147,7 @@ class LanesCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [c for c in callbacks if type(c) not in replaced]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, LaneStrategy):
+            trainer.strategy.goes_on_from = steps_of(self._config.get("ckpt_path"))
             trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(self._config))
         for checkpoints in trainer.checkpoint_callbacks:
             if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath is None:  # Lightning's is in the log
@@ -228,7 +208,7 @@ class LanesCLI(LightningCLI):
         environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
         supervises = self.trainer.world_size > 1 and not environment.creates_processes_externally
         if self.verb == "fit" and self.trainer.is_global_zero and not supervises:
-            self._begin()
+            self.held, self.attempt = begin(self.trainer, self._config.get("ckpt_path"))
         self.checked = True
         if supervises:
             command = [sys.executable, "-m", "lanes", self.verb, *self.args]
@@ -237,19 +217,6 @@ class LanesCLI(LightningCLI):
             raise SystemExit(supervise(command, self.trainer.num_devices, restarts=restarts, patience_s=patience_s))
 
     before_fit = before_validate = before_test = before_predict = check
-
-    def _begin(self) -> None:
-        """Keep the run's folder for this process; note in it that a job trains it now."""
-        folder, job = Path(self.trainer.default_root_dir), this_job()
-        path, logger = self._config.get("ckpt_path"), self.trainer.logger
-        who = f"job {job.id}" if job else f"process {os.getpid()} on {socket.gethostname()}"
-        # A node that SLURM has given up may not know it yet.
-        self.held = hold(folder, who, wait_s=HELD_S if job and job.restarts else 0)
-        if job:
-            wandb_run_id = str(logger.version) if isinstance(logger, LanesLogger) else None
-            self.attempt = Attempt(folder, job, read_manifest(path)["step"] if path else 0, wandb_run_id)
-            last = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))
-            last.then = self.attempt.got_on
 
     @rank_zero_only
     def after_fit(self) -> None:

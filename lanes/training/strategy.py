@@ -75,6 +75,7 @@ class LaneStrategy(ModelParallelStrategy):
             check_lane_devices(lane_devices)
         self.lane_devices, self.across_nodes = lane_devices, across_nodes
         self.about: dict[str, Any] = {}  # facts for the manifests of checkpoints
+        self.goes_on_from: int | None = None  # steps of the checkpoint that this process has found
         self._writer: BackgroundWriter | None = None  # on the first process
         self._validates_first = False  # going on from where a validation was due
 
@@ -86,7 +87,9 @@ class LaneStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Start the processes' group and make the mesh."""
         self._setup_distributed()
-        check_same(self.about.get("config", {}), device=self.root_device)
+        # Of a disk that nodes share, one may see less than another.
+        found = {"steps of the checkpoint to go on from": self.goes_on_from}
+        check_same({**self.about.get("config", {}), **found}, device=self.root_device)
         assert self.lightning_module is not None
         if self.root_device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             # Processes that each take every core wait for one another.

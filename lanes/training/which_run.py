@@ -4,6 +4,8 @@ Kept out: how folders are numbered and checkpoints found in them (run_folders.py
 """
 
 import os
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,46 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lanes.checkpoint import read_manifest
 from lanes.faults.supervisor import RESTARTED
+from lanes.jobs.attempts import wandb_run
 from lanes.jobs.job import this_job
-from lanes.training.run_folders import check_name, last_checkpoint, last_run, next_folder
+from lanes.training.run_folders import check_name, last_checkpoint, last_run, next_folder, run_of
 
 RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
+
+
+def place_run(config: Any, verb: str) -> None:
+    """Put the run's folder, its log and its checkpoints into the configuration of a verb.
+
+    Raises:
+        ValueError: as :func:`choose_run`.
+    """
+    fits = verb == "fit"
+    run, goes_on = choose_run(config, fits=fits)
+    folder, logger = run or Path(config.trainer.default_root_dir), config.trainer.logger
+    ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
+    if not fits:
+        if verb not in ("plan", "check"):  # what an evaluation writes lies with the run that it evaluates
+            folder = run_of(config.ckpt_path)
+        if ours:  # a run of its own for a few figures that are printed; another logger was asked for
+            config.trainer.logger, ours = False, False
+    config.trainer.default_root_dir = str(folder)
+    if ours:
+        settings = logger.init_args
+        settings.save_dir = folder
+        if goes_on and config.ckpt_path:
+            settings.run_id = settings.run_id or read_manifest(config.ckpt_path).get("wandb_run_id")
+        if fits and this_job():  # one run there, also if it ends before its first checkpoint
+            settings.run_id = settings.run_id or wandb_run(folder) or uuid.uuid4().hex[:8]
+        settings.name = settings.name or "-".join(folder.parts[-2:])
+    if config.checkpoint.dirpath is None:
+        config.checkpoint.dirpath = str(folder / "checkpoints")
+
+
+def steps_of(checkpoint: str | None) -> int | None:
+    """The steps that a checkpoint has; None if there is none of ours there."""
+    with suppress(OSError, ValueError):
+        return read_manifest(checkpoint).get("step") if checkpoint else None
+    return None
 
 
 def choose_run(config: Any, *, fits: bool) -> tuple[Path | None, bool]:
