@@ -49,10 +49,14 @@ srun=(--ntasks-per-node="$tasks" --cpus-per-task="$cpus" --kill-on-bad-exit=1 --
 
 # ---- What becomes of the job: lanes writes it down, after.sh does it
 
-export LANES_VERDICT=$PWD/runs/.jobs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} LANES_REQUEUE=$SITE_REQUEUE
-mkdir -p "${LANES_VERDICT%/*}" && echo unsaid >"$LANES_VERDICT" || refuse "nothing can be written to $PWD/runs"
+starts_again() {
+  export LANES_VERDICT=$PWD/runs/.jobs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} LANES_REQUEUE=$SITE_REQUEUE
+  mkdir -p "${LANES_VERDICT%/*}" && echo unsaid >"$LANES_VERDICT" || refuse "nothing can be written to $PWD/runs"
+  srun+=(--epilog=slurm/after.sh)
+}
 
-# A configuration that is not there is told before anything is started.
+# ---- Mistakes that can be told before anything is started
+
 check_config() {
   [ -n "${1:-}" ] || refuse "which configuration? sbatch slurm/NAME.sbatch configs/NAME.yaml"
   [ -r "$1" ] || refuse "there is no configuration $1 in $PWD"
