@@ -38,6 +38,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         """Note the start, and what shall be done if nobody can say anything more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._before = self._failures()
         self._got_on = False
         self._note(began=_now(), wandb_run_id=self.wandb_run_id, nodes=self.job.num_nodes)
@@ -97,9 +98,8 @@ class Attempt:
         return ways
 
     def _note(self, **facts: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / RECORD).open("a") as record:
-            facts = {"job": self.job.id, "restart": self.job.restarts, "step": self.step, **facts}
+        facts = {"job": self.job.id, "restart": self.job.restarts, "step": self.step, **facts}
+        with suppress(OSError), (self.folder / RECORD).open("a") as record:  # a full disk ends no training
             record.write(json.dumps(facts) + "\n")
 
 

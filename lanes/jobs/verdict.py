@@ -5,6 +5,8 @@ no commands of SLURM. Kept out: what decides it (attempts.py).
 """
 
 import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 VERDICT = "LANES_VERDICT"  # names the file
@@ -14,9 +16,10 @@ AGAIN, COMPLETE = "again", "complete"  # else "no: REASON"
 def judge(verdict: str) -> None:
     """Write the verdict down; nowhere if this is no job. It takes the place of the one before, whole."""
     if file := os.environ.get(VERDICT):
-        partial = Path(f"{file}.{os.getpid()}")
-        partial.write_text(f"{verdict}\n")
-        partial.replace(file)
+        partial = Path(f"{file}.{socket.gethostname()}-{os.getpid()}")
+        with suppress(OSError):  # a full disk: then nothing was said, and the job starts again once
+            partial.write_text(f"{verdict}\n")
+            partial.replace(file)
 
 
 def refuse(reason: str) -> None:

@@ -11,13 +11,15 @@ from filelock import FileLock
 from lightning.pytorch import Trainer
 
 from lanes.faults.last import LastCheckpoint
+from lanes.faults.supervisor import RESTARTED
 from lanes.jobs.attempts import Attempt
 from lanes.jobs.job import this_job
 from lanes.training.run_folders import hold
 from lanes.training.wandb_logger import LanesLogger
 from lanes.training.which_run import steps_of
 
-HELD_S = 120  # that a job which was started again waits: a node that SLURM has given up may not know it yet
+HELD_S = 10  # a process that was killed may have left others behind (loaders'), which end soon
+HELD_AGAIN_S = 120  # what was started again waits longer: a node that SLURM has given up may not know it yet
 
 
 def begin(trainer: Trainer, ckpt_path: str | None) -> tuple[FileLock, Attempt | None]:
@@ -34,9 +36,11 @@ def begin(trainer: Trainer, ckpt_path: str | None) -> tuple[FileLock, Attempt | 
         ValueError: another process trains it.
     """
     folder, job = Path(trainer.default_root_dir), this_job()
+    again = job.restarts > 0 if job else os.environ.get(RESTARTED, "0") != "0"
+    who = f"job {job.id}" if job else f"process {os.getpid()} on {socket.gethostname()}"
+    held = hold(folder, who, wait_s=HELD_AGAIN_S if again else HELD_S)
     if job is None:
-        return hold(folder, f"process {os.getpid()} on {socket.gethostname()}"), None
-    held = hold(folder, f"job {job.id}", wait_s=HELD_S if job.restarts else 0)
+        return held, None
     logger = trainer.logger
     wandb_run_id = str(logger.version) if isinstance(logger, LanesLogger) else None
     attempt = Attempt(folder, job, steps_of(ckpt_path) or 0, wandb_run_id)

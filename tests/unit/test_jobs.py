@@ -144,6 +144,33 @@ def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals) -> None:
     assert (tmp_path / "verdict").read_text() == "again\n"
 
 
+SAVES = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), pathlib.Path("saved").touch(), sys.exit(0)))
+pathlib.Path("up").touch()
+time.sleep(60)
+"""
+SUPERVISES = """
+import sys
+from lanes.jobs.early import look_out
+look_out()
+from lanes.faults.supervisor import supervise
+supervise([sys.executable, "-c", sys.argv[1]], 1)
+"""
+
+
+def test_a_supervisor_lives_until_its_processes_have_saved(tmp_path: Path) -> None:
+    """In a job whose script starts one, a study's."""
+    environment = {**os.environ, VERDICT: str(tmp_path / "verdict")}
+    with subprocess.Popen([sys.executable, "-c", SUPERVISES, SAVES], cwd=tmp_path, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "up").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert (tmp_path / "saved").exists()
+
+
 @pytest.mark.parametrize("name", ["7", "", "a/b", "..", "-x", "a b"])
 def test_names_that_runs_cannot_have(name: str) -> None:
     with pytest.raises(ValueError, match="cannot be a run's name: use letters"):
