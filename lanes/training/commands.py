@@ -85,12 +85,12 @@ def run(verb: str, args: list[str]) -> None:
 def _note_in_job(cli: Any, error: Exception) -> None:
     """In a job, on its first process: how it ends, and whether it shall start again."""
     attempt: Attempt | None = getattr(cli, "attempt", None)
-    again = (
-        isinstance(error, StoppedError) and error.signal != signal.SIGINT
-    )  # by which somebody says that it is enough
+    again = isinstance(error, StoppedError) and error.signal != signal.SIGINT  # which somebody sends who wants the end
     if attempt is None:
         if again:  # a script's, in a job that makes several
             judge(AGAIN)
+        elif isinstance(error, (Mistake, BadImageError, *MISTAKES, *TOGETHER)) and not getattr(cli, "checked", False):
+            refuse("it would make the same mistake, which is told above")
         return
     step = cli.trainer.global_step
     if isinstance(error, StoppedError):
@@ -137,9 +137,7 @@ def _end_by_error(verb: str, watch: Watch) -> NoReturn:
 def _fail(verb: str, mistake: Exception, *, code: int = 2) -> NoReturn:
     if os.environ.get("LANES_DEBUG"):
         raise sys.exception() or mistake  # the first cause, which is being handled
-    if code == 2:
-        refuse(str(mistake))  # in a job: it would make the same one again
-        if (job := this_job()) and job.rank:
-            time.sleep(SILENT_S)  # the first process says what all have found, and the others are ended
+    if code == 2 and (job := this_job()) and job.rank:
+        time.sleep(SILENT_S)  # the first process says what all have found, and the others are ended
     print(f"lanes {verb}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
     raise SystemExit(code)

@@ -28,7 +28,7 @@ ONE_MACHINE = f"""{SITE}
 SITE_INTERFACE=lo
 export MASTER_ADDR=127.0.0.1   # both nodes are this machine, which does not know their names
 """
-START_S = 150  # the longest that a start may take on a busy machine
+START_S = 300  # the longest that a start may take on a busy machine
 
 
 class Desk:
@@ -66,7 +66,7 @@ class Desk:
         """COMPLETED, FAILED, PENDING, ..."""
         return self.cluster.job(job)["JobState"]
 
-    def ended(self, job: str, within_s: float = 200) -> str:
+    def ended(self, job: str, within_s: float = 600) -> str:
         """Wait for a job's end; its state then."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         wait_for(lambda: self.state(job) in over, within_s, said=lambda: self.said(job))

@@ -23,7 +23,7 @@ def without_slurm(folder: Path, *keys: object) -> Path:
     """The same training by ``lanes fit``; its run."""
     folder.mkdir()
     words = ("fit", "-c", ROOT / CONFIG, *KEYS, *NO_LOG, "--trainer.default_root_dir", "runs", *keys)
-    done = lanes(*words, folder=folder, timeout_s=200)
+    done = lanes(*words, folder=folder, timeout_s=600)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "1"
 
