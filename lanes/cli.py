@@ -17,6 +17,7 @@ VERBS = {
     "models": "list the networks that have a name:  lanes models;  all about one:  lanes models resnext50_32x4d",
     "filters": "a checkpoint's filters lane by lane, as pictures and numbers:  lanes filters runs/photographs/1",
     "workspace": "make a Weights & Biases workspace for runs in lanes:  lanes workspace runs/photographs/1",
+    "network": "measure the links between all ranks and name the slow ones:  srun lanes network",
     "report": "show runs on one page, live or as a file:  lanes report RUN [RUN ...] -o report.html",
 }
 
@@ -100,6 +101,11 @@ def main(argv: list[str] | None = None) -> None:
         from lanes.report.command import run as report  # noqa: PLC0415
 
         report(args)
+        return
+    if verb == "network":
+        from lanes.network.command import run as measure_network  # noqa: PLC0415
+
+        measure_network(args)
         return
     if verb == "filters":
         from lanes.looking.command import run as look_at_filters  # noqa: PLC0415
