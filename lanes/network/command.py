@@ -4,7 +4,6 @@ Kept out: measuring, tables, the rule (measuring.py, links.py).
 """
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from lanes.faults.supervisor import end_agreed, supervise
+from lanes.network.addresses import MeetingError
+from lanes.network.group import start_group
 from lanes.network.links import slow_links, tables, verdict, write_csv
 from lanes.network.measuring import LinkError, measure
 
@@ -38,6 +39,7 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--processes", type=int, help="by itself: how many; default: one for each GPU, else 2")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="gpu" if gpus else "cpu")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every link into this file, too")
+    parser.add_argument("--timeout_s", type=float, default=120, help="how long ranks wait for one another")
     asked = parser.parse_args(args)
     if asked.csv and not asked.csv.absolute().parent.is_dir():
         _fail(f"--csv {asked.csv}: there is no folder {asked.csv.parent}")
@@ -49,7 +51,7 @@ def run(args: Sequence[str]) -> None:
         raise SystemExit(supervise([sys.executable, "-m", "lanes", "network", *args], processes))
     if asked.accelerator == "gpu" and environment.local_rank() >= gpus:
         _fail(f"local rank {environment.local_rank()} has no GPU ({gpus} are here); --accelerator cpu does without")
-    end_agreed(_measured(environment, asked.accelerator, asked.csv))
+    end_agreed(_measured(environment, asked.accelerator, asked.csv, asked.timeout_s))
 
 
 def _environment() -> ClusterEnvironment | None:
@@ -62,14 +64,18 @@ def _environment() -> ClusterEnvironment | None:
     return None
 
 
-def _measured(environment: ClusterEnvironment, accelerator: str, out: Path | None) -> int:
+def _measured(environment: ClusterEnvironment, accelerator: str, out: Path | None, timeout_s: float) -> int:
     """Measure and show; the exit code, on all ranks."""
     device = torch.device("cuda", environment.local_rank()) if accelerator == "gpu" else torch.device("cpu")
     torch.set_num_threads(1)
-    rank, world = environment.global_rank(), environment.world_size()
-    os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
     backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=PATIENCE_S)
-    dist.init_process_group(backend, rank=rank, world_size=world, timeout=patience)
+    try:
+        start_group(environment, backend, device, rendezvous_timeout_s=timeout_s, timeout=patience)
+    except MeetingError as missed:
+        if missed.speaks:
+            _fail(str(missed))
+        raise SystemExit(2) from None
+    rank, world = dist.get_rank(), dist.get_world_size()
     if rank == 0:
         print(f"measuring every link between {world} ranks over {backend} ...", flush=True)
     try:

@@ -201,6 +201,10 @@ class LanesCLI(LightningCLI):
             SystemExit: the processes that this one has started are through.
         """
         model, lane_devices = self.model, self.layout()
+        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        started = environment.creates_processes_externally
+        if started:
+            self.trainer.strategy.check_network()  # type: ignore[attr-defined]
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
         classes = getattr(self.datamodule, "num_classes", None)
@@ -219,8 +223,7 @@ class LanesCLI(LightningCLI):
         if self.verb == "fit" and self.trainer.is_global_zero:
             check_room(self.trainer, model, Path(self._config.checkpoint.dirpath))
         self.checked = True
-        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
-        if self.trainer.world_size > 1 and not environment.creates_processes_externally:
+        if self.trainer.world_size > 1 and not started:
             command = [sys.executable, "-m", "lanes", self.verb, *self.args]
             restarts = self._config.restarts if self.verb == "fit" else 0
             raise SystemExit(supervise(command, self.trainer.num_devices, restarts=restarts))

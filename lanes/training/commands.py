@@ -17,6 +17,7 @@ from lanes.faults.agreement import StoppedError, UnlikeError
 from lanes.faults.orphans import SUPERVISOR
 from lanes.faults.supervisor import end_agreed
 from lanes.faults.watch import Watch, connection_lost
+from lanes.network.addresses import MeetingError
 from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
@@ -47,6 +48,10 @@ def run(verb: str, args: list[str]) -> None:
         }
         if verb in ours:
             ours[verb]()
+    except MeetingError as missed:
+        if not missed.speaks:
+            raise SystemExit(2) from None
+        _fail(verb, missed)
     except TOGETHER as end:
         _end_together(verb, cli, end)
     except Mistake as mistake:
