@@ -170,8 +170,8 @@ class _Meeting:
             self.store.set("meeting", self._me)
         while True:
             self._join()
-            if self.place.rank == 0 and self.store.check([self._key(f"{n} times") for n in range(self.place.world)]):
-                self._declare_all()
+            if self.place.rank == 0:
+                self._count()
             if everyone := self._listed("all"):
                 return everyone
             if self._listed("given up"):
@@ -203,11 +203,13 @@ class _Meeting:
             return []
         return [rank for rank in range(self.place.world) if self.store.check([self._key(f"{rank} times")])]
 
-    def _declare_all(self) -> None:
-        for rank in range(self.place.world):
-            if int(self.store.get(self._key(f"{rank} times"))) > 1:
-                self._give_up(f"several processes are rank {rank} of {self.place.world}: give each a RANK of its own")
-        self._list("all", range(self.place.world))
+    def _count(self) -> None:
+        """Tell all that they have met, once they have."""
+        here = self._here()
+        if twice := [rank for rank in here if int(self.store.get(self._key(f"{rank} times"))) > 1]:
+            self._give_up(f"several processes are rank {twice[0]} of {self.place.world}: give each a RANK of its own")
+        if len(here) == self.place.world:
+            self._list("all", here)
 
     def _list(self, what: str, ranks: Iterable[int]) -> None:
         members = [json.loads(self.store.get(self._key(rank))) for rank in ranks]

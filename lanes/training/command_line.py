@@ -26,11 +26,13 @@ from lanes.training.features import FeatureWriter
 from lanes.training.image_choice import check_images, in_order
 from lanes.training.layer_choice import RunLayers, lanes_of
 from lanes.training.module import Classifier
+from lanes.training.progress_file import ProgressFile
 from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
 from lanes.training.room import check_room
 from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
 from lanes.training.strategy import LaneStrategy, choose_lane_devices
+from lanes.training.torchrun import take_torchrun_layout
 from lanes.training.verb_arguments import add_verb_arguments
 
 RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
@@ -120,6 +122,7 @@ class LanesCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
         config = self._config
+        take_torchrun_layout(config.trainer)
         again = os.environ.get(RESTARTED, "0") != "0"
         goes_on = self._find_last(config) if config.get("ckpt_path") == "last" or again else None
         folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
@@ -176,7 +179,7 @@ class LanesCLI(LightningCLI):
             if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath is None:  # Lightning's is in the log
                 checkpoints.dirpath = os.path.realpath(self._config.checkpoint.dirpath)
         last = LastCheckpoint(self._config.checkpoint.dirpath, self._config.last_every_n_steps)
-        trainer.callbacks += [Agreement(last), last]  # type: ignore[attr-defined]
+        trainer.callbacks += [ProgressFile(), Agreement(last), last]  # type: ignore[attr-defined]
         return trainer
 
     def layout(self) -> int:

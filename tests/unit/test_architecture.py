@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lanes"
 # Lower rooms first. A room may import from rooms before it, and from itself if it is a folder.
-ROOMS = """words tables models mesh channels crossing traffic ways tracing ordering glue rules following megatron
+ROOMS = """words tables status models mesh channels crossing traffic ways tracing ordering glue rules following megatron
     plans planning layers placement statecodec checkpoint grouping listing report checking data analysis pictures
     looking faults network training workspace cli __main__""".split()
 
