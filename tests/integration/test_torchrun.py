@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from lanes.checkpoint import read_manifest
 from tests.integration.command import CONFIG, ROOT, lanes
+from tests.integration.test_faults import TORCHRUN, training
 from tests.integration.test_meeting import free_port
 
 LAST = Path("runs/1/checkpoints/last.ckpt")
@@ -119,3 +120,13 @@ def test_a_node_is_killed_and_returns(tmp_path: Path, monkeypatch: pytest.Monkey
     ours, theirs = (load_file(folder / LAST / "model.safetensors") for folder in (tmp_path, undisturbed))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.timeout(400)
+def test_all_start_again_with_the_same_store(tmp_path: Path) -> None:
+    """Which torchrun hands on unless told not to, with the addresses of those that have died in it."""
+    torchrun = (*TORCHRUN[:-2], "--max-restarts", "1", *TORCHRUN[-2:])
+    with training(tmp_path, "--ckpt_path", "last", start=torchrun) as under_way:
+        os.kill(under_way.rank(1), signal.SIGKILL)
+        under_way.waits_for(lambda: len(went_on(under_way.said)) == 1, 200)
+        under_way.waits_for_a_new_checkpoint()
