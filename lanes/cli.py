@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from lanes.faults.orphans import end_with_supervisor
+from lanes.faults.telling import tell_supervisor
 from lanes.words import near
 
 VERBS = {
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one verb; exit code 0 when it went well, 1 when it did not (check, training), 2 for wrong input."""
     end_with_supervisor()
     argv = sys.argv[1:] if argv is None else argv
+    tell_supervisor(gets_on=argv[:1] != ["fit"])  # what else there is has no steps to tell of
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return

@@ -117,7 +117,8 @@ def axis(mesh: DeviceMesh, name: str) -> Axis:
     """
     if mesh.mesh_dim_names != (DATA_AXIS, LANE_AXIS):
         raise ValueError(f"the mesh has axes {mesh.mesh_dim_names}, not ('data', 'lane'); make it with lanes.init_mesh")
-    return Axis(mesh.get_group(name), mesh[name].size(), mesh.get_local_rank(name))
+    size = mesh.size((DATA_AXIS, LANE_AXIS).index(name))  # mesh[name] would make another mesh, each time
+    return Axis(mesh.get_group(name), size, mesh.get_local_rank(name))
 
 
 def replica_seed(seed: int, replica: int, *point: int) -> int:

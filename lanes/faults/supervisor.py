@@ -2,7 +2,8 @@
 
 The processes are started, and started again, by torch's own elastic agent. This adds what it lacks: signals are passed
 on and the processes given time to save; the first to die is named; the others are gone within seconds, also where they
-hang in an exchange. Kept out: what processes do, and hangs (watch.py).
+hang in an exchange; all are ended when they do not get on. Kept out: what processes do, and who is to blame for a hang
+(standing.py).
 """
 
 import logging
@@ -26,7 +27,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lanes.faults.orphans import SUPERVISOR
-from lanes.faults.pulses import HUNG, PULSES, read_pulse
+from lanes.faults.pulses import HUNG, PULSES
+from lanes.faults.standing import Standing
 
 LOOK_S = 0.5  # looking through all processes takes a few milliseconds; deaths are noted when they happen
 MERCY_S = 5.0  # between the first process that dies and the end of the others, which may have something to say
@@ -35,7 +37,7 @@ AGREED = "agreed"  # a file of the exit code on which all processes have agreed
 RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # tells a process how often it was started again
 
 
-def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> int:
+def supervise(command: Sequence[str], processes: int, *, restarts: int = 0, patience_s: float = 1800) -> int:
     """Run a command as several processes of one node, which talk by a port of this machine; return its exit code.
 
     Each gets the environment of ``torchrun``: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
@@ -44,6 +46,8 @@ def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> i
         command: program and arguments.
         processes: how many.
         restarts: how often all are started again after one of them has failed.
+        patience_s: how long a process may tell that it stands at the same place, or tell nothing, where it has not said
+            how long it may (lanes.faults.telling).
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it in fewer words
     config = LaunchConfig(
@@ -65,7 +69,7 @@ def supervise(command: Sequence[str], processes: int, *, restarts: int = 0) -> i
         def ranks() -> set[int]:
             return _children() - others
 
-        deaths = _Deaths(Path(folder), ranks, passed_on)
+        deaths = _Deaths(Standing(Path(folder), patience_s), ranks, passed_on)
         with _told(folder), _signals_passed_on(passed_on, ranks), deaths.watched():
             try:
                 elastic_launch(config, command[0])(*command[1:])
@@ -96,15 +100,15 @@ def _agreed_code(folder: Path) -> int:
 
 
 class _Deaths:
-    """Sees the processes die, says which was the first, and ends those that stay on.
+    """Sees the processes die or hang, says which was the first, and ends those that stay on.
 
     Attributes:
-        first: exit code of the first that died; negative: by this signal.
+        first: exit code of the first that died, negative: by this signal; or of those that hang.
     """
 
-    def __init__(self, pulses: Path, children: Callable[[], set[int]], passed_on: Collection[int]) -> None:
+    def __init__(self, standing: Standing, children: Callable[[], set[int]], passed_on: Collection[int]) -> None:
         self.first: int | None = None
-        self._pulses, self._children, self._passed_on = pulses, children, passed_on
+        self._standing, self._children, self._passed_on = standing, children, passed_on
         self._wakes, self._woken = os.pipe()
         self._known: set[int] = set()
         self._codes: dict[int, int] = {}  # of those that have died, in that order
@@ -157,11 +161,21 @@ class _Deaths:
             if dead and died_at is None:
                 died_at, self.first = time.monotonic(), self._codes[dead]
                 self.say(dead, self.first)
-            mercy_s = 0 if self.first == HUNG else MERCY_S  # the others have nothing more to say
-            if died_at is not None and time.monotonic() - died_at > mercy_s:
+            if died_at is None and self._hang():
+                died_at, self.first = time.monotonic(), HUNG
+            mercy_s = 0 if self.first == HUNG else MERCY_S  # nobody has anything more to say
+            if died_at is not None and time.monotonic() - died_at >= mercy_s:
                 for pid in [pid for pid in self._known if _exit_code(pid) is None]:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+    def _hang(self) -> bool:
+        """Whether those that have not ended do not get on; says why."""
+        ranks = {pid: int(rank) for pid, rank in self._ranks.items() if pid in self._known and _exit_code(pid) is None}
+        words = self._standing.look(ranks, signalled=bool(self._passed_on)) if ranks else None
+        if words is not None:
+            print(f"lanes: error: {words}", file=sys.stderr, flush=True)
+        return words is not None
 
     def say(self, pid: int, code: int) -> None:
         """Say who was ended by which signal; a process that ends by itself has said why."""
@@ -172,7 +186,7 @@ class _Deaths:
             print(f"lanes: {name} has ended it before there was anything to save", file=sys.stderr)
             return
         hint = ", perhaps since memory ran out" if name == "SIGKILL" else ""
-        pulse = read_pulse(self._pulses, pid)
+        pulse = self._standing.pulse(pid)
         unwatched = f"rank {self._ranks.get(pid, '?')} (process {pid} on {socket.gethostname()})"
         who = f"{pulse.name}, {pulse.at}," if pulse else unwatched
         print(f"lanes: error: {who} was ended by {name}{hint}", file=sys.stderr)

@@ -229,7 +229,8 @@ class LanesCLI(LightningCLI):
         if self.trainer.world_size > 1 and not started:
             command = [sys.executable, "-m", "lanes", self.verb, *self.args]
             restarts = self._config.restarts if self.verb == "fit" else 0
-            raise SystemExit(supervise(command, self.trainer.num_devices, restarts=restarts))
+            patience_s = self._config.watch.start_timeout_s
+            raise SystemExit(supervise(command, self.trainer.num_devices, restarts=restarts, patience_s=patience_s))
 
     before_fit = before_validate = before_test = before_predict = check
 

@@ -81,6 +81,7 @@ class Health(Callback):
         self.check(trainer)
         module: Any = pl_module
         self._weights = LaneWeights(module.net, module.placed_by, axis(module.device_mesh, LANE_AXIS))
+        self._parameters = list(pl_module.parameters())  # looking for them takes as long as looking at them
         self._bad = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, device=pl_module.device)
         self._before, self._values = None, {}
         # A GPU would be waited for at every step.
@@ -104,6 +105,7 @@ class Health(Callback):
         """Note whether the loss is finite, without asking the device for it."""
         self._note(trainer.global_step + 1, loss.detach(), 1.0)
 
+    @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """The gradients before clipping: are they finite; at a logging step also how large, and where the weights are.
 
@@ -111,7 +113,7 @@ class Health(Callback):
         """
         assert self._weights is not None
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        gradients = [local(p.grad) for p in pl_module.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in self._parameters if p.grad is not None]
         if gradients and not scaled:
             # Twenty times as fast as the infinity norm on a CPU; unlike the 2-norm it does not overflow.
             bounds = [bound for g in gradients if g is not None for bound in g.aminmax()]

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lanes.faults.pulses import Pulse, in_words, read_pulse, read_pulses, write_pulse
+from lanes.faults.pulses import Pulse, in_words, read_pulse, write_pulse
 
 
 def pulse(rank: int, marks: int = 10) -> Pulse:
     return Pulse(rank, "node", 100 + rank, rank // 2, rank % 2, 7, "backward", marks, 12.0, 3)
 
 
-NAMES = [pulse(rank).name for rank in range(4)]
+NAMES = {rank: pulse(rank).name for rank in range(4)}
 
 
 def words(*pulses: Pulse, mute: tuple[int, ...] = ()) -> str:
@@ -23,13 +23,6 @@ def test_a_pulse_is_written_and_read(tmp_path: Path) -> None:
     write_pulse(tmp_path, pulse(2))
     assert read_pulse(tmp_path, 101) == replace(pulse(1), told=4)
     assert read_pulse(tmp_path, 5) is None
-    assert read_pulses(tmp_path, [101, 102, 5]) == {1: replace(pulse(1), told=4), 2: pulse(2)}
-
-
-def test_processes_of_before_a_restart_tell_nothing(tmp_path: Path) -> None:
-    for pid in (101, 99, 300):  # whatever order a folder lists them in
-        write_pulse(tmp_path, replace(pulse(1), pid=pid, step=pid))
-    assert read_pulses(tmp_path, [99])[1].step == 99
 
 
 def test_who_is_silent_is_to_blame() -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from lanes.faults import supervisor
+from lanes.faults.pulses import HUNG
 from lanes.faults.supervisor import supervise
 
 
@@ -110,6 +111,59 @@ for _ in range(600): time.sleep(0.1)
     threading.Thread(target=interrupt_twice).start()
     assert supervise(python(text), 2) == 128 + signal.SIGKILL
     assert none_left()
+
+
+def test_one_that_is_stopped_when_the_others_have_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also before it has told anything; nobody is left to wait for it but the supervisor."""
+    assert supervise(python("os.kill(os.getpid(), signal.SIGSTOP) if rank == 1 else None"), 2, patience_s=3) == HUNG
+    assert none_left()
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("lanes: error: training does not get on: rank 1 (process ")
+    assert said[0].endswith(") tells nothing any more: stopped, or gone")
+    assert len(said) == 2
+    assert said[1].startswith("  rank 1 (process ")
+
+
+TELLING = """
+from lanes.faults.telling import supervised, tell_supervisor
+tell_supervisor(gets_on=False)
+teller = supervised()
+teller.place, teller.patience_s = (0, rank), 3
+"""
+
+
+def test_one_that_is_stopped_among_others_that_wait(capfd: pytest.CaptureFixture[str]) -> None:
+    stop = "teller.at('there')\nteller.tell()\nos.kill(os.getpid(), signal.SIGSTOP) if rank == 2 else time.sleep(60)"
+    assert supervise(python(TELLING + stop), 3, patience_s=60) == HUNG
+    assert none_left()
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("lanes: error: training does not get on: rank 2 (lane device 2 of replica 0, process ")
+    assert said[0].endswith("tells nothing any more: stopped, or gone")
+    assert [line[:9] for line in said[1:]] == ["  rank 0 ", "  rank 1 ", "  rank 2 "]
+    assert all("stands after 0 steps at: there, for " in line for line in said[1:])
+
+
+def test_one_that_keeps_the_others_waiting(capfd: pytest.CaptureFixture[str]) -> None:
+    wait = "teller.at('there')\nif rank != 1: teller.at('further on')\ntime.sleep(60)"
+    assert supervise(python(TELLING + wait), 3, patience_s=60) == HUNG
+    assert ") keeps the others waiting" in capfd.readouterr().err.splitlines()[0].partition("rank 1 (")[2]
+
+
+def test_who_tells_anything_may_take_long(capfd: pytest.CaptureFixture[str]) -> None:
+    assert supervise(python(TELLING + "teller.at('the end', gets_on=True)\ntime.sleep(5)"), 2, patience_s=3) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_is_not_waited_with_for_one_that_is_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = f"""
+signal.signal(signal.SIGTERM, lambda *_: None)
+open(os.path.join({str(tmp_path)!r}, f"ready{{rank}}"), 'w')
+os.kill(os.getpid(), signal.SIGSTOP) if rank == 0 else None
+for _ in range(600): time.sleep(0.1)
+"""
+    threading.Thread(target=_send, args=(signal.SIGTERM, lambda: len(list(tmp_path.glob("ready*"))) == 2)).start()
+    assert supervise(python(TELLING.replace(", 3", ", 60") + text), 2, patience_s=60) == HUNG
+    assert "does not get on: rank 0 (" in capfd.readouterr().err
 
 
 def test_all_are_started_again(tmp_path: Path) -> None:
