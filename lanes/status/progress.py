@@ -121,9 +121,10 @@ def _with_progress(folder: str, deep: int) -> Iterator[str]:
     """Folders that hold such a file; a run's own folders, which may have many files, are not looked into."""
     with suppress(OSError), os.scandir(folder) as entries:
         inside = list(entries)
-        if any(entry.name == PROGRESS for entry in inside):
+        names = {entry.name for entry in inside}
+        if PROGRESS in names:
             yield folder
-        elif deep:
+        elif deep and "checkpoints" not in names:  # else it is a run that has told nothing
             for entry in inside:
                 if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                     yield from _with_progress(entry.path, deep - 1)
