@@ -115,8 +115,10 @@ def test_a_node_is_killed_and_returns(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("STOP_AT", str(stop_at))
         layout = ("--trainer.devices", devices, f"--trainer.callbacks={callbacks}")
         answer = lanes(*FIT, *layout, folder=undisturbed, timeout_s=200)
-        assert answer.returncode == (128 + signal.SIGTERM if stop_at else 0), answer.stderr
-        assert not stop_at or read_manifest(undisturbed / LAST)["step"] == stop_at
+        if stop_at:  # how a signal ends a training is told by test_faults.py; here it matters at which step
+            assert read_manifest(undisturbed / LAST)["step"] == stop_at, answer.stderr
+        else:
+            assert answer.returncode == 0, answer.stderr
     ours, theirs = (load_file(folder / LAST / "model.safetensors") for folder in (tmp_path, undisturbed))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
