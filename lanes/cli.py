@@ -1,5 +1,6 @@
 """The command ``lanes``: a thin dispatcher that imports nothing heavy until it knows what is asked for."""
 
+import importlib
 import sys
 
 from lanes.faults.orphans import end_with_supervisor
@@ -20,9 +21,19 @@ VERBS = {
     "models": "list the networks that have a name:  lanes models;  all about one:  lanes models resnext50_32x4d",
     "filters": "a checkpoint's filters lane by lane, as pictures and numbers:  lanes filters runs/photographs/1",
     "workspace": "make a Weights & Biases workspace for runs in lanes:  lanes workspace runs/photographs/1",
+    "status": "show jobs and trainings: state, step, time left, last checkpoint:  lanes status [JOB ...]",
+    "network": "measure the links between all ranks and name the slow ones:  srun lanes network",
     "report": "show runs on one page, live or as a file:  lanes report RUN [RUN ...] -o report.html",
 }
 
+LIGHT = {  # verbs that do without Lightning's parser, and where they are; nothing is imported for the others
+    "models": "lanes.listing",
+    "report": "lanes.report.command",
+    "filters": "lanes.looking.command",
+    "workspace": "lanes.workspace.command",
+    "network": "lanes.network.command",
+    "status": "lanes.status.command",
+}
 
 KEYS = {  # of a configuration: the project's own, and those of Lightning that one needs every day
     "-c FILE": "a configuration; any of its keys can be given on the command line as well",
@@ -98,31 +109,14 @@ def main(argv: list[str] | None = None) -> None:
     if verb in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(args):
         print(_help_of(verb))
         return
-    if verb == "models":
-        from lanes.listing import run as show_models  # noqa: PLC0415
-
-        show_models(args)
-        return
-    if verb == "report":
-        from lanes.report.command import run as report  # noqa: PLC0415
-
-        report(args)
-        return
-    if verb == "filters":
-        from lanes.looking.command import run as look_at_filters  # noqa: PLC0415
-
-        look_at_filters(args)
-        return
     if verb == "sweep":
         from lanes.sweeps import run as sweep  # noqa: PLC0415
 
         if command := sweep(args):
             main(command)
         return
-    if verb == "workspace":
-        from lanes.workspace.command import run as make_workspace  # noqa: PLC0415
-
-        make_workspace(args)
+    if verb in LIGHT:
+        importlib.import_module(LIGHT[verb]).run(args)
         return
     from lanes.training.commands import run  # noqa: PLC0415  (imports Lightning, which takes seconds)
 

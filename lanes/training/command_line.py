@@ -30,11 +30,13 @@ from lanes.training.image_choice import check_images, in_order
 from lanes.training.layer_choice import RunLayers, lanes_of
 from lanes.training.layout import choose_lane_devices, say_layout, take_layout
 from lanes.training.module import Classifier
+from lanes.training.progress_file import ProgressFile
 from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
 from lanes.training.room import check_room
 from lanes.training.run_folders import run_of
 from lanes.training.strategy import LaneStrategy
+from lanes.training.torchrun import take_torchrun_layout
 from lanes.training.verb_arguments import add_verb_arguments
 from lanes.training.which_run import place_run, steps_of
 
@@ -130,6 +132,7 @@ class LanesCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Choose the folder, below trainer.default_root_dir or the checkpoint's; a job of SLURM brings its layout."""
+        take_torchrun_layout(self._config.trainer)
         if job := this_job():
             take_layout(self._config, job)
         place_run(self._config, self.verb)
@@ -156,7 +159,7 @@ class LanesCLI(LightningCLI):
         if hasattr(environment, "auto_requeue"):
             environment.auto_requeue = False  # it would save inside a signal handler; slurm/after.sh starts jobs again
         last = LastCheckpoint(self._config.checkpoint.dirpath, self._config.last_every_n_steps)
-        trainer.callbacks += [Agreement(last), last]  # type: ignore[attr-defined]
+        trainer.callbacks += [ProgressFile(), Agreement(last), last]  # type: ignore[attr-defined]
         return trainer
 
     def layout(self) -> int:
@@ -188,6 +191,10 @@ class LanesCLI(LightningCLI):
         """
         model, lane_devices = self.model, self.layout()
         say_layout(self.trainer, model, lane_devices, getattr(self.datamodule, "batch_size", None))
+        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        started = environment.creates_processes_externally
+        if started:
+            self.trainer.strategy.check_network()  # type: ignore[attr-defined]
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
         classes = getattr(self.datamodule, "num_classes", None)
@@ -205,8 +212,7 @@ class LanesCLI(LightningCLI):
             check_checkpoint(path, model.plain_net())
         if self.verb == "fit" and self.trainer.is_global_zero:
             check_room(self.trainer, model, Path(self._config.checkpoint.dirpath))
-        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
-        supervises = self.trainer.world_size > 1 and not environment.creates_processes_externally
+        supervises = self.trainer.world_size > 1 and not started
         if self.verb == "fit" and self.trainer.is_global_zero and not supervises:
             self.held, self.attempt = begin(self.trainer, self._config.get("ckpt_path"))
         self.checked = True

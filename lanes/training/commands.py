@@ -22,6 +22,7 @@ from lanes.faults.watch import Watch, connection_lost
 from lanes.jobs.attempts import SILENT, Attempt
 from lanes.jobs.job import this_job
 from lanes.jobs.verdict import AGAIN, judge, refuse
+from lanes.network.addresses import MeetingError
 from lanes.training.command_line import LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
@@ -45,19 +46,11 @@ def run(verb: str, args: list[str]) -> None:
     first = RUN_FOLDER not in os.environ
     try:
         cli = LanesCLI.__new__(LanesCLI)
-        try:
-            cli.__init__(verb, args)  # Lightning's own verbs run in it
-            ours = {
-                "plan": cli.show_plan,
-                "check": cli.check_placed,
-                "features": cli.write_features,
-                "responses": cli.measure_responses,
-            }
-            if verb in ours:
-                ours[verb]()
-        except Exception as error:
-            _note_in_job(cli, error)
-            raise
+        _work(cli, verb, args)
+    except MeetingError as missed:
+        if not missed.speaks:
+            raise SystemExit(2) from None
+        _fail(verb, missed)
     except TOGETHER as end:
         _end_together(verb, cli, end)
     except Mistake as mistake:
@@ -80,6 +73,22 @@ def run(verb: str, args: list[str]) -> None:
             os.environ.pop(RUN_FOLDER, None)  # a later run of this process gets a folder of its own
         if held := getattr(cli, "held", None):
             held.release()
+
+
+def _work(cli: Any, verb: str, args: list[str]) -> None:
+    try:
+        cli.__init__(verb, args)  # Lightning's own verbs run in it
+        ours = {
+            "plan": cli.show_plan,
+            "check": cli.check_placed,
+            "features": cli.write_features,
+            "responses": cli.measure_responses,
+        }
+        if verb in ours:
+            ours[verb]()
+    except Exception as error:
+        _note_in_job(cli, error)
+        raise
 
 
 def _note_in_job(cli: Any, error: Exception) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -29,6 +30,8 @@ from lanes.mesh import (
     replica_seed,
     seed_replica,
 )
+from lanes.network.group import start_group
+from lanes.network.meeting import check_place, place_of
 from lanes.placement import average_statistics
 from lanes.training.layout import choose_lane_devices
 from lanes.training.loaders import fit_to_replicas
@@ -60,6 +63,7 @@ class LaneStrategy(ModelParallelStrategy):
         lane_devices: D, the devices over which one replica's lanes are spread; "auto": the most on one node over which
             the network can be placed. The processes divided by D are the replicas.
         process_group_backend: "gloo", "nccl"; by default the device's own.
+        rendezvous_timeout_s: how long processes wait for one another at the start.
         across_nodes: allow more lane devices than a node has; at every crossing they talk over the network.
     """
 
@@ -67,10 +71,14 @@ class LaneStrategy(ModelParallelStrategy):
         self,
         lane_devices: int | Literal["auto"] = "auto",
         process_group_backend: str | None = None,
+        rendezvous_timeout_s: float = 300,
         *,
         across_nodes: bool = False,
     ) -> None:
         super().__init__(process_group_backend=process_group_backend)
+        if not rendezvous_timeout_s > 0:
+            raise ValueError(f"rendezvous_timeout_s={rendezvous_timeout_s} must be more than 0 seconds, e.g. 300")
+        self.rendezvous_timeout_s = rendezvous_timeout_s
         if lane_devices != "auto":
             check_lane_devices(lane_devices)
         self.lane_devices, self.across_nodes = lane_devices, across_nodes
@@ -86,6 +94,13 @@ class LaneStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Start the processes' group and make the mesh."""
+        assert self.accelerator is not None
+        if not dist.is_initialized():
+            self.accelerator.setup_device(self.root_device)
+            self.set_world_ranks()
+            environment, backend = self.cluster_environment, self._get_process_group_backend()
+            waits: Any = {"rendezvous_timeout_s": self.rendezvous_timeout_s, "timeout": self._timeout}
+            start_group(environment, backend, self.root_device, **waits)
         self._setup_distributed()
         # Of a disk that nodes share, one may see less than another.
         found = {"steps of the checkpoint to go on from": self.goes_on_from}
@@ -100,6 +115,14 @@ class LaneStrategy(ModelParallelStrategy):
         )
         self._device_mesh = init_mesh(lane_devices, device_type=self.root_device.type)
         module._device_mesh = self._device_mesh
+
+    def check_network(self) -> None:
+        """Find out what this process can by itself of the network that it is to use.
+
+        Raises:
+            MeetingError: names the value and the way out.
+        """
+        check_place(place_of(self.cluster_environment), self._get_process_group_backend())
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
