@@ -14,6 +14,7 @@ from lanes.faults.pulses import Pulse, in_words, read_pulse
 
 MUTE_S = 3.0  # after a signal a process that tells nothing for so long is waited for no longer, if
 STUCK_S = 2.0  # nobody has got on for so long
+SURELY_MUTE_S = 10.0  # a busy machine silences processes for a moment, too
 AWAY_S = 5.0  # who did not look for so long was stopped itself, perhaps with all others: nobody is to blame for that
 
 
@@ -57,7 +58,7 @@ class Standing:
         self._seen = {pid: self._look_at(pid, now) for pid in ranks}
         everyone = self._seen.values()
         stuck = [seen for seen in everyone if now - seen.got_on_at > self._patience(seen)]
-        mute_s = min(map(self._patience, stuck)) / 2 if stuck else MUTE_S  # a busy machine silences processes, too
+        mute_s = min(SURELY_MUTE_S, *(self._patience(seen) / 2 for seen in stuck)) if stuck else MUTE_S
         mute = [pid for pid, seen in self._seen.items() if now - seen.told_at > mute_s]
         signalled |= any(seen.pulse is not None and seen.pulse.signal for seen in everyone)
         lost = signalled and mute and all(now - seen.got_on_at > STUCK_S for seen in everyone)

@@ -92,6 +92,15 @@ def test_who_has_said_nothing_yet_may_take_longer(machine: Machine) -> None:
     assert machine.passes(3) is not None
 
 
+def test_who_was_stopped_late_in_a_long_patience_is_named(machine: Machine) -> None:
+    for rank in (0, 1):
+        machine.change(rank, patience_s=None)
+    assert machine.passes(45) is None
+    assert (
+        machine.passes(20, telling=(0,)) == f"{BEFORE}{machine.pulses[1].name} tells nothing any more: stopped, or gone"
+    )
+
+
 def test_who_has_never_told_anything_is_named_by_its_number(machine: Machine) -> None:
     machine.change(0, patience_s=None)
     assert machine.passes(70, telling=(0,)) == f"{BEFORE}rank 1 (process 101) tells nothing any more: stopped, or gone"
