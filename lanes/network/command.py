@@ -68,6 +68,8 @@ def _measured(environment: ClusterEnvironment, accelerator: str, out: Path | Non
     """Measure and show; the exit code, on all ranks."""
     device = torch.device("cuda", environment.local_rank()) if accelerator == "gpu" else torch.device("cpu")
     torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # on which objects travel, too
     backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=PATIENCE_S)
     try:
         start_group(environment, backend, device, rendezvous_timeout_s=timeout_s, timeout=patience)
