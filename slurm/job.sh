@@ -44,8 +44,9 @@ cpus=$((SLURM_CPUS_ON_NODE / tasks))
 [ "$cpus" -gt 0 ] || refuse "the job has $SLURM_CPUS_ON_NODE processors on a node for $tasks tasks; give --cpus-per-gpu"
 unset SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK SLURM_NTASKS SLURM_NPROCS
 [ "${OMP_NUM_THREADS:-}" ] || export OMP_NUM_THREADS=$cpus
-# One process that ends by an error takes all others with it; output is one log, line by line.
-srun=(--ntasks-per-node="$tasks" --cpus-per-task="$cpus" --kill-on-bad-exit=1 --unbuffered)
+export PYTHONUNBUFFERED=1  # srun's own --unbuffered makes a terminal, in which progress bars are drawn
+# One process that ends by an error takes all others with it.
+srun=(--ntasks-per-node="$tasks" --cpus-per-task="$cpus" --kill-on-bad-exit=1)
 
 # ---- What becomes of the job: lanes writes it down, after.sh does it
 

@@ -6,19 +6,24 @@ the others stand, says who is to blame, and ends; so do all others. Kept out: on
 
 import json
 import os
+import socket
 import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
+import psutil
 import torch.distributed as dist
 
+from lanes.faults.bounded_store import BoundedStore
 from lanes.faults.pulses import HUNG, Pulse, in_words
 from lanes.faults.standing import MUTE_S, STUCK_S
 from lanes.faults.telling import BEAT_S, Teller
 
+STORE_S = 2.0  # for an answer of the store
 SAID = "who is to blame was said"  # a key of the store
 
 
@@ -33,16 +38,17 @@ class Others:
     def __init__(self, rank: int, world: int) -> None:
         self._rank, self._world = rank, world
         default: Any = dist.distributed_c10d._get_default_store()
-        self._store = default.clone()  # a connection of its own: the trainer's may be waited at
-        self._store.set_timeout(timedelta(seconds=2))
+        store = default.clone()  # a connection of its own: the trainer's may be waited at
+        store.set_timeout(timedelta(seconds=STORE_S))
+        self._store = BoundedStore(store, 2 * STORE_S)
         self.teller = Teller(self._write, rank, look=self._look)
-        self._names: dict[int, str] = {}
+        self._first: dict[int, Pulse] = {}
 
     def start(self) -> None:
         """Look from now on; all processes must call it together."""
         everyone: list[Any] = [None] * self._world
-        dist.all_gather_object(everyone, self.teller.pulse().name)
-        self._names = dict(enumerate(everyone))
+        dist.all_gather_object(everyone, self.teller.pulse())
+        self._first = dict(enumerate(everyone))
         self.teller.start()
 
     def stop(self) -> None:
@@ -56,7 +62,7 @@ class Others:
 
     def _write(self, pulse: Pulse) -> None:
         with suppress(RuntimeError):  # whoever holds the store has ended or hangs
-            self._store.set(f"pulse {self._rank}", json.dumps(asdict(pulse)))
+            self._store.ask(lambda store: store.set(f"pulse {self._rank}", json.dumps(asdict(pulse))))
 
     def _look(self) -> None:
         marks = self.teller.stands[1]
@@ -64,7 +70,8 @@ class Others:
         if pulse.patience_s is not None and pulse.stood_s > pulse.patience_s:
             mute = self._mute()  # meanwhile the others tell that they stand still, too
             everyone = self._everyone() | {self._rank: self.teller.pulse()}
-            self._leave(in_words(everyone, self._names, mute), HUNG, mute)
+            names = {rank: pulse.name for rank, pulse in self._first.items()}
+            self._leave(in_words(everyone, names, mute), HUNG, mute)
         if pulse.signal and pulse.stood_s > STUCK_S and (mute := self._mute()) and self.teller.stands[1] == marks:
             self._leave(self._ended(mute), 1, mute)
 
@@ -83,12 +90,12 @@ class Others:
         pulses = {}
         for rank in range(self._world):
             with suppress(RuntimeError):  # it has never told anything, or nobody holds the store any more
-                pulses[rank] = Pulse(**json.loads(self._store.get(f"pulse {rank}")))
+                pulses[rank] = Pulse(**json.loads(self._store.ask(partial(_get, f"pulse {rank}"))))
         return pulses
 
     def _ended(self, ranks: list[int]) -> str:
         pulses = self._everyone()
-        names = [self._names[rank] + (f", {pulses[rank].at}," if rank in pulses else "") for rank in ranks]
+        names = [self._first[rank].name + (f", {pulses[rank].at}," if rank in pulses else "") for rank in ranks]
         return f"{' and '.join(names)} tells nothing any more; why, it says above, unless it was killed or stopped"
 
     def _leave(self, words: str, code: int, mute: list[int]) -> None:
@@ -97,10 +104,25 @@ class Others:
             print(f"lanes: error: {words}", file=sys.stderr, flush=True)
         else:
             time.sleep(2 * BEAT_S)  # else its words may be cut off
+        for rank in mute:
+            _end_here(self._first[rank])
         os._exit(code)
 
     def _is_first(self, mute: list[int]) -> bool:
         try:
-            return int(self._store.add(SAID, 1)) == 1
+            return int(self._store.ask(lambda store: store.add(SAID, 1))) == 1
         except RuntimeError:  # nobody holds the store any more
             return self._rank == min(rank for rank in range(self._world) if rank not in mute)
+
+
+def _get(key: str, store: Any) -> Any:
+    return store.get(key)
+
+
+def _end_here(pulse: Pulse) -> None:
+    """End a process of this host: one that is stopped does not hear its launcher, who waits for it half a minute."""
+    if pulse.host == socket.gethostname():
+        with suppress(psutil.Error):
+            process = psutil.Process(pulse.pid)
+            if process.cmdline() == psutil.Process().cmdline():  # and not another that has got its number
+                process.kill()

@@ -218,3 +218,20 @@ def test_a_rank_of_torchrun_is_killed(
         said = under_way.ended(within_s=60)
     assert under_way.process.returncode == 1
     assert re.search(rf"lanes fit: error: rank {rank} \(.*process {pid} on .*\).* tells nothing any more", said), said
+
+
+@pytest.mark.parametrize(("rank", "own_store"), [(1, "0"), (0, "1")], ids=["agent's store", "the first rank's store"])
+def test_a_rank_of_torchrun_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, own_store: str
+) -> None:
+    """The others find out, also without the store by which they tell one another, and end it; torchrun would wait."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", own_store)
+    with training(tmp_path, start=TORCHRUN) as under_way:
+        under_way.waits_for_a_new_checkpoint()
+        pid = under_way.rank(rank)
+        os.kill(pid, signal.SIGSTOP)
+        said = under_way.ended(within_s=HANG_S + 15)
+    assert under_way.process.returncode == 1
+    assert re.search(rf"lanes: error: training does not get on: rank {rank} \(.*process {pid} on .*\) tells", said), (
+        said
+    )
