@@ -15,14 +15,24 @@ import torch
 
 def provenance() -> str:
     """What numbers are taken on: commit of the current folder, versions, processor, cores, date."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    git = subprocess.run(command, capture_output=True, text=True, check=False)
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    parts = [f"commit {git.stdout.strip() or 'unknown'}", versions, _processor(), f"{os.cpu_count()} cores"]
+    parts = [f"commit {commit()}", versions(), processor(), f"{os.cpu_count()} cores"]
     return ", ".join([*filter(None, parts), str(date.today())])
 
 
-def _processor() -> str:
+def commit(folder: Path | None = None) -> str:
+    """The commit of a folder, by default the current one; "-dirty" behind it if something was changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    git = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    return git.stdout.strip() or "unknown"
+
+
+def versions() -> str:
+    """Of Python and torch."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The processor's name, "" if the system does not tell."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
