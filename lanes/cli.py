@@ -1,9 +1,11 @@
 """The command ``lanes``: a thin dispatcher that imports nothing heavy until it knows what is asked for."""
 
+import importlib
 import sys
 
 from lanes.faults.orphans import end_with_supervisor
 from lanes.faults.telling import tell_supervisor
+from lanes.jobs.early import look_out
 from lanes.words import near
 
 VERBS = {
@@ -13,14 +15,25 @@ VERBS = {
     "predict": "write a checkpoint's predictions to a CSV file",
     "plan": "show which layers stay in their lane and which cross, without training",
     "check": "compare the placed network with the plain one on this mesh and data, in float64",
+    "sweep": "list the runs of a sweep, or train one:  lanes sweep configs/sweeps/lanes.yaml [--run 0]",
     "features": "write a layer's outputs for every image:  lanes features -c CONFIG CHECKPOINT --layer NAME",
     "responses": "measure layers on images, lane by lane:  lanes responses -c CONFIG CHECKPOINT [--layers NAME ...]",
     "models": "list the networks that have a name:  lanes models;  all about one:  lanes models resnext50_32x4d",
     "filters": "a checkpoint's filters lane by lane, as pictures and numbers:  lanes filters runs/photographs/1",
     "workspace": "make a Weights & Biases workspace for runs in lanes:  lanes workspace runs/photographs/1",
+    "status": "show jobs and trainings: state, step, time left, last checkpoint:  lanes status [JOB ...]",
+    "network": "measure the links between all ranks and name the slow ones:  srun lanes network",
     "report": "show runs on one page, live or as a file:  lanes report RUN [RUN ...] -o report.html",
 }
 
+LIGHT = {  # verbs that do without Lightning's parser, and where they are; nothing is imported for the others
+    "models": "lanes.listing",
+    "report": "lanes.report.command",
+    "filters": "lanes.looking.command",
+    "workspace": "lanes.workspace.command",
+    "network": "lanes.network.command",
+    "status": "lanes.status.command",
+}
 
 KEYS = {  # of a configuration: the project's own, and those of Lightning that one needs every day
     "-c FILE": "a configuration; any of its keys can be given on the command line as well",
@@ -45,6 +58,7 @@ KEYS = {  # of a configuration: the project's own, and those of Lightning that o
     "--data": "lanes.training.Images, Photographs; arguments below --data.init_args",
     "--checkpoint.monitor": "what makes a checkpoint the best; also checkpoint.mode, .save_top_k, ...",
     "--report": "true: end by writing the run's page, report.html (lanes report)",
+    "--run": "name of the run's folder, instead of a number; fit goes on with it if it has a checkpoint",
     "--ckpt_path": "the checkpoint to go on from, or to evaluate; last: the newest whole one of the newest run",
 }
 
@@ -90,28 +104,19 @@ def main(argv: list[str] | None = None) -> None:
         )
         raise SystemExit(2)
     verb, args = argv[0], argv[1:]
+    if verb == "fit":
+        look_out()
     if verb in ("fit", "validate", "test", "predict") and {"-h", "--help"} & set(args):
         print(_help_of(verb))
         return
-    if verb == "models":
-        from lanes.listing import run as show_models  # noqa: PLC0415
+    if verb == "sweep":
+        from lanes.sweeps import run as sweep  # noqa: PLC0415
 
-        show_models(args)
+        if command := sweep(args):
+            main(command)
         return
-    if verb == "report":
-        from lanes.report.command import run as report  # noqa: PLC0415
-
-        report(args)
-        return
-    if verb == "filters":
-        from lanes.looking.command import run as look_at_filters  # noqa: PLC0415
-
-        look_at_filters(args)
-        return
-    if verb == "workspace":
-        from lanes.workspace.command import run as make_workspace  # noqa: PLC0415
-
-        make_workspace(args)
+    if verb in LIGHT:
+        importlib.import_module(LIGHT[verb]).run(args)
         return
     from lanes.training.commands import run  # noqa: PLC0415  (imports Lightning, which takes seconds)
 

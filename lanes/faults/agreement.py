@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lanes.faults.last import LastCheckpoint
+from lanes.jobs import early
 from lanes.mesh import LANE_AXIS, axis, digest
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -68,6 +69,7 @@ class Agreement(Checkpoint):  # which the trainer calls after all others: their 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the group; take the signals from the trainer, whose handlers exchange and save."""
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        early.over()
         self._lane_devices = axis(pl_module.device_mesh, LANE_AXIS).size  # type: ignore[arg-type]
         self._group = dist.new_group(backend="gloo")
         # The trainer asks at every step, blocking, whether a SIGTERM has come to its handler, which it never does now.

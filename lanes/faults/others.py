@@ -20,9 +20,10 @@ import torch.distributed as dist
 
 from lanes.faults.bounded_store import BoundedStore
 from lanes.faults.pulses import HUNG, Pulse, in_words
-from lanes.faults.standing import MUTE_S, STUCK_S
 from lanes.faults.telling import BEAT_S, Teller
 
+MUTE_S = 3.0  # a process that tells nothing for so long is stopped, gone, or its machine is
+STUCK_S = 2.0  # after a signal: so long without getting on, and the others are looked at
 STORE_S = 2.0  # for an answer of the store
 SAID = "who is to blame was said"  # a key of the store
 

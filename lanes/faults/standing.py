@@ -12,9 +12,7 @@ from pathlib import Path
 
 from lanes.faults.pulses import Pulse, in_words, read_pulse
 
-MUTE_S = 3.0  # after a signal a process that tells nothing for so long is waited for no longer, if
-STUCK_S = 2.0  # nobody has got on for so long
-SURELY_MUTE_S = 10.0  # a busy machine silences processes for a moment, too
+MUTE_S = 10.0  # tells nothing any more, surely: a busy machine silences processes for a moment, too
 AWAY_S = 5.0  # who did not look for so long was stopped itself, perhaps with all others: nobody is to blame for that
 
 
@@ -58,11 +56,11 @@ class Standing:
         self._seen = {pid: self._look_at(pid, now) for pid in ranks}
         everyone = self._seen.values()
         stuck = [seen for seen in everyone if now - seen.got_on_at > self._patience(seen)]
-        mute_s = min(SURELY_MUTE_S, *(self._patience(seen) / 2 for seen in stuck)) if stuck else MUTE_S
+        mute_s = min([MUTE_S, *(self._patience(seen) / 2 for seen in stuck)])
         mute = [pid for pid, seen in self._seen.items() if now - seen.told_at > mute_s]
         signalled |= any(seen.pulse is not None and seen.pulse.signal for seen in everyone)
-        lost = signalled and mute and all(now - seen.got_on_at > STUCK_S for seen in everyone)
-        if not stuck and not lost:
+        waits_in_vain = signalled and any(not self._ends(self._seen[pid]) for pid in mute)
+        if not stuck and not waits_in_vain:
             return None
         pulses = {ranks[pid]: seen.pulse for pid, seen in self._seen.items() if seen.pulse is not None}
         unknown = {rank: f"rank {rank} (process {pid})" for pid, rank in ranks.items()}
@@ -77,6 +75,11 @@ class Standing:
         told = pulse is not None and (old is None or pulse.told != old.told)
         got_on = pulse is not None and (old is None or pulse.marks != old.marks or (told and pulse.gets_on))
         return _Seen(pulse, now if told else before.told_at, now if got_on else before.got_on_at)
+
+    @staticmethod
+    def _ends(seen: _Seen) -> bool:
+        """Whether it is on its way out, on which it tells nothing any more in the end."""
+        return seen.pulse is not None and seen.pulse.gets_on
 
     def _patience(self, seen: _Seen) -> float:
         known = seen.pulse.patience_s if seen.pulse is not None else None

@@ -29,6 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from lanes.faults.orphans import SUPERVISOR
 from lanes.faults.pulses import HUNG, PULSES
 from lanes.faults.standing import Standing
+from lanes.jobs import early
 
 LOOK_S = 0.5  # looking through all processes takes a few milliseconds; deaths are noted when they happen
 MERCY_S = 5.0  # between the first process that dies and the end of the others, which may have something to say
@@ -242,6 +243,7 @@ def _signals_passed_on(passed_on: set[int], children: Callable[[], set[int]]) ->
                 os.kill(pid, signal.SIGKILL if interrupts > 1 else number)
 
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    early.over()  # in a job
     try:
         yield
     finally:

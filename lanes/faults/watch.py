@@ -65,23 +65,27 @@ class Watch(Callback):
             dist.barrier()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Training is over; what comes then may take as long as it likes, as long as the process tells anything."""
+        """Training is over."""
+        self._over()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same; if an exchange has failed and no supervisor will, find out who has ended."""
+        others = self._others
+        self._over()
+        if others is not None and connection_lost(exception):
+            self.who_ended = others.who_ended()
+
+    def _over(self) -> None:
+        """What comes now may take as long as it likes, as long as the process tells anything."""
         if self._teller is not None:
             self._teller.patience_s = self.timeout_s
             self._teller.at("the end", gets_on=True)
         if self._others is not None:
             self._others.stop()
         self._teller = self._others = None
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """If an exchange has failed and no supervisor will, find out who has ended."""
-        if self._others is not None:
-            self._others.stop()
-            if connection_lost(exception):
-                self.who_ended = self._others.who_ended()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Training gets on."""

@@ -12,28 +12,33 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lanes.checkpoint import check_checkpoint, read_manifest
+from lanes.checkpoint import check_checkpoint
 from lanes.faults.agreement import Agreement
 from lanes.faults.last import LastCheckpoint
-from lanes.faults.supervisor import RESTARTED, supervise
+from lanes.faults.supervisor import supervise
 from lanes.faults.watch import Watch
+from lanes.jobs.attempts import Attempt
+from lanes.jobs.job import this_job
+from lanes.training.beginning import begin
 from lanes.training.callback_checks import check_callbacks
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
 from lanes.training.checks import check_placed
 from lanes.training.features import FeatureWriter
 from lanes.training.image_choice import check_images, in_order
 from lanes.training.layer_choice import RunLayers, lanes_of
+from lanes.training.layout import choose_lane_devices, say_layout, take_layout
 from lanes.training.module import Classifier
+from lanes.training.progress_file import ProgressFile
 from lanes.training.responses import ResponseMeasures
 from lanes.training.results import fit_results, near_path
 from lanes.training.room import check_room
-from lanes.training.run_folders import last_checkpoint, last_run, next_folder, run_of
-from lanes.training.strategy import LaneStrategy, choose_lane_devices
+from lanes.training.run_folders import run_of
+from lanes.training.strategy import LaneStrategy
+from lanes.training.torchrun import take_torchrun_layout
 from lanes.training.verb_arguments import add_verb_arguments
-
-RUN_FOLDER = "LANES_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
+from lanes.training.which_run import place_run, steps_of
 
 
 class Mistake(Exception):
@@ -59,6 +64,8 @@ class LanesCLI(LightningCLI):
 
     def __init__(self, verb: str, args: list[str]) -> None:
         self.checked = False  # once it is, errors are no mistakes of the input any more
+        self.attempt: Attempt | None = None  # of a job, on its first process, once training begins
+        self.held: Any = None
         self.verb, self.args = verb, args
         lightnings = verb in self.subcommands()
         super().__init__(
@@ -104,6 +111,12 @@ class LanesCLI(LightningCLI):
             default=1000,
             help="how often last.ckpt is written inside an epoch, in steps, beside its end; 0: not",
         )
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="name of the run's folder, instead of a number; fit goes on with it if it has a checkpoint",
+        )
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
 
     @property
@@ -118,47 +131,13 @@ class LanesCLI(LightningCLI):
         return self.config[self.subcommand] if self.subcommand else self.config
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder: the next number below trainer.default_root_dir, or that of the checkpoint."""
-        config = self._config
-        again = os.environ.get(RESTARTED, "0") != "0"
-        goes_on = self._find_last(config) if config.get("ckpt_path") == "last" or again else None
-        folder, logger = Path(config.trainer.default_root_dir), config.trainer.logger
-        ours = hasattr(logger, "class_path") and logger.class_path.endswith("LanesLogger")
-        if self.verb == "fit":
-            folder = Path(os.environ.setdefault(RUN_FOLDER, str(goes_on or next_folder(folder))))
-        else:
+        """Choose the folder, below trainer.default_root_dir or the checkpoint's; a job of SLURM brings its layout."""
+        take_torchrun_layout(self._config.trainer)
+        if job := this_job():
+            take_layout(self._config, job)
+        place_run(self._config, self.verb)
+        if self.verb != "fit":
             self.save_config_callback = None
-            if self.verb not in ("plan", "check"):  # what an evaluation writes lies with the run that it evaluates
-                folder = run_of(config.ckpt_path)
-            if ours:  # a run of its own for a few figures that are printed; another logger was asked for
-                config.trainer.logger, ours = False, False
-        config.trainer.default_root_dir = str(folder)
-        if ours:
-            logger.init_args.save_dir = folder
-            if goes_on and config.ckpt_path:
-                logger.init_args.run_id = logger.init_args.run_id or read_manifest(config.ckpt_path).get("wandb_run_id")
-            logger.init_args.name = logger.init_args.name or "-".join(folder.parts[-2:])
-        if config.checkpoint.dirpath is None:
-            config.checkpoint.dirpath = str(folder / "checkpoints")
-
-    def _find_last(self, config: Any) -> Path | None:
-        """Put the newest whole checkpoint of the newest run in the place of "last"; return the run's folder.
-
-        A training goes on in that folder and in the same run of Weights & Biases. If the run has come to no checkpoint
-        yet it begins anew there, so that a job that is started again and again needs no other command the first time.
-        """
-        root = Path(config.trainer.default_root_dir)
-        run = Path(os.environ[RUN_FOLDER]) if RUN_FOLDER in os.environ else last_run(root)
-        found, wrong = last_checkpoint(run) if run else (None, [])
-        for problem in wrong:
-            rank_zero_info(f"not taken: {problem}")
-        if found is None and self.verb != "fit":
-            raise ValueError(f"there is no checkpoint in {run or root} to go by; give --ckpt_path the folder of one")
-        begins_anew = f"no checkpoint in {run or root} yet: training begins anew"
-        step = read_manifest(found)["step"] if found else None
-        rank_zero_info(f"going on from {found}, after {step} steps" if found else begins_anew)
-        config.ckpt_path = str(found) if found else None
-        return run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Beside the best checkpoint keep the last; let processes agree on signals and batches."""
@@ -171,12 +150,16 @@ class LanesCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [c for c in callbacks if type(c) not in replaced]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, LaneStrategy):
+            trainer.strategy.goes_on_from = steps_of(self._config.get("ckpt_path"))
             trainer.strategy.about["config"] = yaml.safe_load(self._parser(self.subcommand).dump(self._config))
         for checkpoints in trainer.checkpoint_callbacks:
             if isinstance(checkpoints, ModelCheckpoint) and checkpoints.dirpath is None:  # Lightning's is in the log
                 checkpoints.dirpath = os.path.realpath(self._config.checkpoint.dirpath)
+        environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        if hasattr(environment, "auto_requeue"):
+            environment.auto_requeue = False  # it would save inside a signal handler; slurm/after.sh starts jobs again
         last = LastCheckpoint(self._config.checkpoint.dirpath, self._config.last_every_n_steps)
-        trainer.callbacks += [Agreement(last), last]  # type: ignore[attr-defined]
+        trainer.callbacks += [ProgressFile(), Agreement(last), last]  # type: ignore[attr-defined]
         return trainer
 
     def layout(self) -> int:
@@ -189,7 +172,13 @@ class LanesCLI(LightningCLI):
         if not isinstance(strategy, LaneStrategy):
             raise ValueError(f"trainer.strategy is {type(strategy).__name__}; use lanes.training.LaneStrategy")
         self.model.trainer = self.trainer
-        return choose_lane_devices(self.model, strategy.lane_devices, strategy.num_processes, self.trainer.num_nodes)
+        return choose_lane_devices(
+            self.model,
+            strategy.lane_devices,
+            strategy.num_processes,
+            self.trainer.num_nodes,
+            across_nodes=strategy.across_nodes,
+        )
 
     def check(self) -> None:
         """Find the mistakes that can be found before processes start: layout, network, data, checkpoint.
@@ -201,6 +190,11 @@ class LanesCLI(LightningCLI):
             SystemExit: the processes that this one has started are through.
         """
         model, lane_devices = self.model, self.layout()
+        say_layout(self.trainer, model, lane_devices, getattr(self.datamodule, "batch_size", None))
+        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        started = environment.creates_processes_externally
+        if started:
+            self.trainer.strategy.check_network()  # type: ignore[attr-defined]
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
         classes = getattr(self.datamodule, "num_classes", None)
@@ -218,9 +212,11 @@ class LanesCLI(LightningCLI):
             check_checkpoint(path, model.plain_net())
         if self.verb == "fit" and self.trainer.is_global_zero:
             check_room(self.trainer, model, Path(self._config.checkpoint.dirpath))
+        supervises = self.trainer.world_size > 1 and not started
+        if self.verb == "fit" and self.trainer.is_global_zero and not supervises:
+            self.held, self.attempt = begin(self.trainer, self._config.get("ckpt_path"))
         self.checked = True
-        environment: Any = self.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
-        if self.trainer.world_size > 1 and not environment.creates_processes_externally:
+        if supervises:
             command = [sys.executable, "-m", "lanes", self.verb, *self.args]
             restarts = self._config.restarts if self.verb == "fit" else 0
             patience_s = self._config.watch.start_timeout_s
@@ -236,6 +232,8 @@ class LanesCLI(LightningCLI):
         assert isinstance(strategy, LaneStrategy)
         if failure := strategy.written():
             raise LostError(failure)
+        if self.attempt:
+            self.attempt.completed(self.trainer.global_step)
 
     @rank_zero_only
     def after_predict(self) -> None:

@@ -4,7 +4,9 @@ Kept out: the verbs (command_line.py).
 """
 
 import os
+import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -17,13 +19,19 @@ from lanes.faults.agreement import StoppedError, UnlikeError
 from lanes.faults.orphans import SUPERVISOR
 from lanes.faults.supervisor import end_agreed
 from lanes.faults.watch import Watch, connection_lost
-from lanes.training.command_line import RUN_FOLDER, LanesCLI, LostError, Mistake
+from lanes.jobs.attempts import SILENT, Attempt
+from lanes.jobs.job import this_job
+from lanes.jobs.verdict import AGAIN, judge, refuse
+from lanes.network.addresses import MeetingError
+from lanes.training.command_line import LanesCLI, LostError, Mistake
 from lanes.training.health import NonFiniteError
 from lanes.training.mistakes import one_line
 from lanes.training.quiet import hush
+from lanes.training.which_run import RUN_FOLDER
 
 MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException)
 
+SILENT_S = 3
 TOGETHER = (StoppedError, UnlikeError, LostError, NonFiniteError, DamagedError)
 
 
@@ -38,15 +46,11 @@ def run(verb: str, args: list[str]) -> None:
     first = RUN_FOLDER not in os.environ
     try:
         cli = LanesCLI.__new__(LanesCLI)
-        cli.__init__(verb, args)  # Lightning's own verbs run in it
-        ours = {
-            "plan": cli.show_plan,
-            "check": cli.check_placed,
-            "features": cli.write_features,
-            "responses": cli.measure_responses,
-        }
-        if verb in ours:
-            ours[verb]()
+        _work(cli, verb, args)
+    except MeetingError as missed:
+        if not missed.speaks:
+            raise SystemExit(2) from None
+        _fail(verb, missed)
     except TOGETHER as end:
         _end_together(verb, cli, end)
     except Mistake as mistake:
@@ -67,6 +71,41 @@ def run(verb: str, args: list[str]) -> None:
     finally:
         if first:
             os.environ.pop(RUN_FOLDER, None)  # a later run of this process gets a folder of its own
+        if held := getattr(cli, "held", None):
+            held.release()
+
+
+def _work(cli: Any, verb: str, args: list[str]) -> None:
+    try:
+        cli.__init__(verb, args)  # Lightning's own verbs run in it
+        ours = {
+            "plan": cli.show_plan,
+            "check": cli.check_placed,
+            "features": cli.write_features,
+            "responses": cli.measure_responses,
+        }
+        if verb in ours:
+            ours[verb]()
+    except Exception as error:
+        _note_in_job(cli, error)
+        raise
+
+
+def _note_in_job(cli: Any, error: Exception) -> None:
+    """In a job, on its first process: how it ends, and whether it shall start again."""
+    attempt: Attempt | None = getattr(cli, "attempt", None)
+    again = isinstance(error, StoppedError) and error.signal != signal.SIGINT  # which somebody sends who wants the end
+    if attempt is None:
+        if again:  # a script's, in a job that makes several
+            judge(AGAIN)
+        elif isinstance(error, (Mistake, BadImageError, *MISTAKES, *TOGETHER)) and not getattr(cli, "checked", False):
+            refuse("it would make the same mistake, which is told above")
+        return
+    step = cli.trainer.global_step
+    if isinstance(error, StoppedError):
+        attempt.stopped(signal.Signals(error.signal).name, step, again=again)
+    else:
+        attempt.failed(SILENT if connection_lost(error) else type(error).__name__, step)
 
 
 def _end_together(verb: str, cli: Any, end: Exception) -> None:
@@ -81,7 +120,7 @@ def _end_together(verb: str, cli: Any, end: Exception) -> None:
         print(f"lanes {verb}: {end}", file=sys.stderr)
         end_agreed(128 + end.signal)
     with suppress(SystemExit):
-        _fail(verb, end)
+        _fail(verb, end, code=1)
     end_agreed(1)
 
 
@@ -107,5 +146,7 @@ def _end_by_error(verb: str, watch: Watch) -> NoReturn:
 def _fail(verb: str, mistake: Exception, *, code: int = 2) -> NoReturn:
     if os.environ.get("LANES_DEBUG"):
         raise sys.exception() or mistake  # the first cause, which is being handled
+    if code == 2 and (job := this_job()) and job.rank:
+        time.sleep(SILENT_S)  # the first process says what all have found, and the others are ended
     print(f"lanes {verb}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
     raise SystemExit(code)

@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -26,26 +26,17 @@ from lanes.mesh import (
     Axis,
     axis,
     check_lane_devices,
-    check_layout,
-    divisors,
     init_mesh,
-    one_of,
     replica_seed,
     seed_replica,
 )
+from lanes.network.group import start_group
+from lanes.network.meeting import check_place, place_of
 from lanes.placement import average_statistics
-from lanes.plans import Plan
-from lanes.tracing import PlanError
+from lanes.training.layout import choose_lane_devices
 from lanes.training.loaders import fit_to_replicas
 from lanes.training.position import mend_restart, rescaled, to_validation, validation_follows
 from lanes.training.wandb_logger import LanesLogger
-
-
-class Plannable(Protocol):
-    """What the strategy asks of a LightningModule that leaves the layout to it."""
-
-    def plan(self, lane_devices: int) -> Plan:
-        """Plan the module's network for a number of lane devices."""
 
 
 @runtime_checkable
@@ -65,32 +56,6 @@ class TensorKeeper(Protocol):
         """A checkpoint was read: the network, and the tensors too if they were found in it."""
 
 
-def choose_lane_devices(module: Plannable, wanted: int | Literal["auto"], per_node: int, num_nodes: int) -> int:
-    """The number of lane devices: as asked for, or the most on one node over which the network's lanes divide.
-
-    Raises:
-        ValueError: the number does not divide the devices, or the network does not divide over it (PlanError).
-    """
-    if wanted != "auto":
-        check_layout(wanted, per_node * num_nodes)
-        module.plan(wanted)
-        return wanted
-    for lane_devices in reversed(divisors(per_node)):
-        try:
-            module.plan(lane_devices)
-        except PlanError:
-            if lane_devices == 1:
-                raise
-            continue
-        if lane_devices == 1 and per_node > 1:
-            rank_zero_warn(
-                f"the network's lanes do not divide over {one_of(divisors(per_node)[1:])} lane devices: every device "
-                "trains a whole replica"
-            )
-        return lane_devices
-    raise AssertionError("1 divides everything")
-
-
 class LaneStrategy(ModelParallelStrategy):
     """Train in lanes: ``trainer.devices`` x ``trainer.num_nodes`` processes, as replicas x lane devices.
 
@@ -98,14 +63,27 @@ class LaneStrategy(ModelParallelStrategy):
         lane_devices: D, the devices over which one replica's lanes are spread; "auto": the most on one node over which
             the network can be placed. The processes divided by D are the replicas.
         process_group_backend: "gloo", "nccl"; by default the device's own.
+        rendezvous_timeout_s: how long processes wait for one another at the start.
+        across_nodes: allow more lane devices than a node has; at every crossing they talk over the network.
     """
 
-    def __init__(self, lane_devices: int | Literal["auto"] = "auto", process_group_backend: str | None = None) -> None:
+    def __init__(
+        self,
+        lane_devices: int | Literal["auto"] = "auto",
+        process_group_backend: str | None = None,
+        rendezvous_timeout_s: float = 300,
+        *,
+        across_nodes: bool = False,
+    ) -> None:
         super().__init__(process_group_backend=process_group_backend)
+        if not rendezvous_timeout_s > 0:
+            raise ValueError(f"rendezvous_timeout_s={rendezvous_timeout_s} must be more than 0 seconds, e.g. 300")
+        self.rendezvous_timeout_s = rendezvous_timeout_s
         if lane_devices != "auto":
             check_lane_devices(lane_devices)
-        self.lane_devices = lane_devices
+        self.lane_devices, self.across_nodes = lane_devices, across_nodes
         self.about: dict[str, Any] = {}  # facts for the manifests of checkpoints
+        self.goes_on_from: int | None = None  # steps of the checkpoint that this process has found
         self._writer: BackgroundWriter | None = None  # on the first process
         self._validates_first = False  # going on from where a validation was due
 
@@ -116,16 +94,35 @@ class LaneStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Start the processes' group and make the mesh."""
+        assert self.accelerator is not None
+        if not dist.is_initialized():
+            self.accelerator.setup_device(self.root_device)
+            self.set_world_ranks()
+            environment, backend = self.cluster_environment, self._get_process_group_backend()
+            waits: Any = {"rendezvous_timeout_s": self.rendezvous_timeout_s, "timeout": self._timeout}
+            start_group(environment, backend, self.root_device, **waits)
         self._setup_distributed()
-        check_same(self.about.get("config", {}), device=self.root_device)
+        # Of a disk that nodes share, one may see less than another.
+        found = {"steps of the checkpoint to go on from": self.goes_on_from}
+        check_same({**self.about.get("config", {}), **found}, device=self.root_device)
         assert self.lightning_module is not None
         if self.root_device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             # Processes that each take every core wait for one another.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.num_processes))
         module: Any = self.lightning_module
-        lane_devices = choose_lane_devices(module, self.lane_devices, self.num_processes, self.num_nodes)
+        lane_devices = choose_lane_devices(
+            module, self.lane_devices, self.num_processes, self.num_nodes, across_nodes=self.across_nodes
+        )
         self._device_mesh = init_mesh(lane_devices, device_type=self.root_device.type)
         module._device_mesh = self._device_mesh
+
+    def check_network(self) -> None:
+        """Find out what this process can by itself of the network that it is to use.
+
+        Raises:
+            MeetingError: names the value and the way out.
+        """
+        check_place(place_of(self.cluster_environment), self._get_process_group_backend())
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

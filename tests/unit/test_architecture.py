@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lanes"
 # Lower rooms first. A room may import from rooms before it, and from itself if it is a folder.
-ROOMS = """words tables models mesh channels crossing traffic ways tracing ordering glue rules following megatron
-    plans planning layers placement statecodec checkpoint grouping listing report checking data analysis pictures
-    looking faults training studies workspace cli __main__""".split()
+ROOMS = """words tables jobs status models mesh channels crossing traffic ways tracing ordering glue rules following
+    megatron plans planning layers placement statecodec checkpoint grouping listing report checking data analysis
+    pictures looking faults network training studies workspace sweeps cli __main__""".split()
 
 
 def room_of(path: Path) -> str:

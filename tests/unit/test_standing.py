@@ -107,21 +107,26 @@ def test_who_has_never_told_anything_is_named_by_its_number(machine: Machine) ->
 
 
 def test_after_a_signal_nobody_waits_for_who_is_silent(machine: Machine) -> None:
-    machine.passes(3)
-    assert machine.passes(3, signalled=True) is None
-    assert "tells nothing any more" in (machine.passes(4, telling=(0,), signalled=True) or "")
+    for rank in (0, 1):
+        machine.change(rank, patience_s=300.0)
+    assert machine.passes(20, signalled=True) is None
+    assert machine.passes(9, telling=(0,), signalled=True) is None
+    assert "tells nothing any more" in (machine.passes(3, telling=(0,), signalled=True) or "")
 
 
 def test_a_signal_that_came_to_a_process_itself(machine: Machine) -> None:
-    machine.change(0, signal=15)
-    assert machine.passes(3) is None
-    assert "tells nothing any more" in (machine.passes(4, telling=(0,)) or "")
+    for rank in (0, 1):
+        machine.change(rank, patience_s=300.0, signal=15 * (1 - rank))
+    assert machine.passes(20) is None
+    assert "tells nothing any more" in (machine.passes(12, telling=(0,)) or "")
 
 
-def test_after_a_signal_a_busy_machine_is_given_time(machine: Machine) -> None:
-    for marks in range(6):
-        machine.change(0, marks=marks)
-        assert machine.passes(1, telling=(0,), signalled=True) is None
+def test_after_a_signal_who_is_on_its_way_out_may_be_silent(machine: Machine) -> None:
+    for rank in (0, 1):
+        machine.change(rank, patience_s=300.0, where="the end", gets_on=True)
+    machine.passes(2)
+    assert machine.passes(100, telling=(), signalled=True) is None
+    assert machine.passes(300, telling=(), signalled=True) is not None
 
 
 def test_who_was_stopped_with_all_others_blames_nobody(machine: Machine) -> None:

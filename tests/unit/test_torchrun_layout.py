@@ -1,0 +1,29 @@
+"""The layout that torchrun gives."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lanes.training.torchrun import take_torchrun_layout, torchrun_layout
+
+STARTED = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "3"}
+
+
+def test_processes_and_nodes() -> None:
+    assert torchrun_layout(STARTED) == (2, 3)
+    assert torchrun_layout({}) is None
+
+
+def test_nodes_must_be_alike() -> None:
+    with pytest.raises(ValueError, match=r"started 5 processes on 3 nodes, 2 of them on this one: .*--nproc-per-node"):
+        torchrun_layout({**STARTED, "WORLD_SIZE": "5"})
+
+
+def test_it_takes_the_place_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = SimpleNamespace(devices=4, num_nodes=1)
+    take_torchrun_layout(trainer)
+    assert (trainer.devices, trainer.num_nodes) == (4, 1), "nothing was started"
+    for name, value in STARTED.items():
+        monkeypatch.setenv(name, value)
+    take_torchrun_layout(trainer)
+    assert (trainer.devices, trainer.num_nodes) == (2, 3)
