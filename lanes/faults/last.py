@@ -33,7 +33,7 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"last_every_n_steps={every_n_steps} must be at least 1, or 0 for the ends of epochs only")
         self.path, self.every_n_steps = Path(folder) / NAME, every_n_steps
         self._saved_at: int | None = None
-        self.then: Callable[[int], None] = lambda step: None  # called with the step of every save
+        self.then: Callable[[int], None] | None = None  # called with the step of every save
 
     def saved_at(self, step: int) -> bool:
         """Whether this training has written it at a step of the optimizer, with nothing accumulated since."""
@@ -43,7 +43,8 @@ class LastCheckpoint(Checkpoint):
         """Write it now; all processes must call this together."""
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_at = trainer.global_step
-        self.then(trainer.global_step)
+        if self.then is not None:
+            self.then(trainer.global_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on the checkpoint that training went on from is one of the run's own, and may be replaced.
