@@ -3,12 +3,20 @@
 # lanes has written down which of the two (LANES_VERDICT); this alone talks to SLURM, outside of any container.
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}  # one number may mean a whole array
 say() { echo "lanes: job $job $*" >&2; }
-verdict=$(cat "$LANES_VERDICT" 2>/dev/null)
-if [ "$verdict" = unsaid ]; then  # ended while loading: once may be bad luck
-  before=${LANES_VERDICT%.*}.$((${SLURM_RESTART_COUNT:-0} - 1))
-  verdict=again
-  [ "$(cat "$before" 2>/dev/null)" != unsaid ] || verdict="no: it has ended twice before training began, and nobody could say why"
-fi
+verdict_of() { cat "${LANES_VERDICT%.*}.$1" 2>/dev/null; }  # the first start is 0
+this=${SLURM_RESTART_COUNT:-0}
+verdict=$(verdict_of "$this")
+case $verdict in
+  "unsaid: "*) verdict="no: ${verdict#unsaid: }" ;;
+  unsaid)  # ended while loading: once may be bad luck
+    verdict=again
+    [ "$(verdict_of $((this - 1)))" != unsaid ] ||
+      verdict="no: it has ended twice before training began, and nobody could say why" ;;
+  early)  # a signal while loading: nobody's fault, unless there is no end of it
+    verdict=again
+    [ "$(verdict_of $((this - 1)))$(verdict_of $((this - 2)))" != earlyearly ] ||
+      verdict="no: a signal has ended it three times running before training began; is its time limit long enough?" ;;
+esac
 if [ "$verdict" != again ]; then
   rm -f "${LANES_VERDICT%.*}".*
   [ "$verdict" = complete ] || say "is not started again: ${verdict#no: }"

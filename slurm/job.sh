@@ -1,4 +1,5 @@
-# What all jobs here have in common; read by them, not run. Sets `srun`, the options of srun, and `lanes`, the command.
+# What all jobs here have in common; read by them, not run. Sets `srun`, the options of srun, `lanes`, the
+# command, and `inside`, what is put in front of any other.
 say() { echo "lanes: $*" >&2; }
 refuse() { say "error: $*"; exit 2; }
 
@@ -25,13 +26,14 @@ if [ -n "${SITE_INTERFACE:-}" ]; then
   export GLOO_SOCKET_IFNAME=$SITE_INTERFACE NCCL_SOCKET_IFNAME=$SITE_INTERFACE
 fi
 if [ -n "${SITE_CONTAINER:-}" ]; then
-  lanes=($SITE_CONTAINER lanes)  # its words are words
+  inside=($SITE_CONTAINER)  # its words are words
 else
+  inside=()
   venv=${SITE_VENV:-.venv}
   [ -x "$venv/bin/lanes" ] || refuse "there is no $venv/bin/lanes: run scripts/setup, or say where it is by SITE_VENV in $site"
   export PATH=$(realpath "$venv")/bin:$PATH
-  lanes=(lanes)
 fi
+lanes=("${inside[@]}" lanes)
 
 # ---- The layout: one task drives one device
 

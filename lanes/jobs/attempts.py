@@ -5,6 +5,7 @@ between, would do so for ever. Kept out: who starts it again (slurm/after.sh), b
 """
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 
 from lanes.jobs import early
 from lanes.jobs.job import Job
-from lanes.jobs.verdict import AGAIN, COMPLETE, judge, refuse
+from lanes.jobs.verdict import AGAIN, COMPLETE, judge, refuse, refuse_unless_said
 
 RECORD = "jobs.jsonl"  # in a run's folder: a line for every start, and one for every end of which somebody could tell
 SILENT = "a process ended, and nobody could say why"
@@ -42,7 +43,7 @@ class Attempt:
         self._before = self._failures()
         self._got_on = False
         self._note(began=_now(), wandb_run_id=self.wandb_run_id, nodes=self.job.num_nodes)
-        self._judge_failure(SILENT)
+        self._judge_failure(SILENT, refuse_unless_said)
         early.last_words(lambda signal: self._note(ended=_now(), why=f"{signal}, before there was anything to save"))
 
     def got_on(self, step: int) -> None:
@@ -69,7 +70,7 @@ class Attempt:
         self._note(ended=_now(), why=COMPLETE, at=step)
         judge(COMPLETE)
 
-    def _judge_failure(self, way: str) -> None:
+    def _judge_failure(self, way: str, refuse: Callable[[str], None] = refuse) -> None:
         ways = [way, *self._before]
         if self._got_on or not self._before:
             judge(AGAIN)

@@ -1,7 +1,7 @@
 """A job's signal that comes while processes still load, or wait for one another: nothing to save, and nothing lost.
 
 A process that waits inside a library runs no handler of Python's. So the kernel writes the signal into a pipe, and a
-thread reads it, writes down that the job shall start again, and ends the process. Kept out: signals while training runs
+thread reads it, writes it down for slurm/after.sh, which starts the job again, and ends the process. Kept out: signals while training runs
 (lanes.faults.agreement), which ``over`` leaves to it.
 """
 
@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from lanes.jobs.verdict import AGAIN, VERDICT, judge
+from lanes.jobs.verdict import VERDICT, ended_early
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _over = threading.Event()
@@ -44,7 +44,7 @@ def _wait(reads: int) -> None:
     while True:
         for number in os.read(reads, 64):
             if number in SIGNALS and not _over.is_set():
-                judge(AGAIN)
+                ended_early()
                 name = signal.Signals(number).name
                 for say in _last_words:
                     say(name)

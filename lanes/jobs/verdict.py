@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 VERDICT = "LANES_VERDICT"  # names the file
-AGAIN, COMPLETE = "again", "complete"  # else "no: REASON"
+AGAIN, COMPLETE = "again", "complete"
+EARLY = "early"  # a signal came before there was anything to save: again, but not for ever
+NO, UNLESS_SAID = "no: ", "unsaid: "  # not again, for the reason that follows; the latter if nobody says anything more
 
 
 def judge(verdict: str) -> None:
@@ -24,4 +26,25 @@ def judge(verdict: str) -> None:
 
 def refuse(reason: str) -> None:
     """The job is not to be started again, for this reason."""
-    judge(f"no: {' '.join(reason.split())}")
+    judge(_line(NO, reason))
+
+
+def refuse_unless_said(reason: str) -> None:
+    """It is not, if this process or another does not live to say what has become of it."""
+    judge(_line(UNLESS_SAID, reason))
+
+
+def ended_early() -> None:
+    """A signal ends this process before there is anything to save.
+
+    What another process has refused stands: srun ends those that still load, by SIGTERM, when one has failed.
+    """
+    said = ""
+    with suppress(OSError):
+        said = Path(os.environ.get(VERDICT, "")).read_text()
+    if not said.startswith(NO):
+        judge(EARLY)
+
+
+def _line(kind: str, reason: str) -> str:
+    return kind + " ".join(reason.split())

@@ -16,6 +16,7 @@ from lanes.mesh import divisors
 from lanes.training.layout import choose_lane_devices
 from lanes.training.run_folders import check_name, hold, last_run
 
+AFTER = Path(__file__).parents[2] / "slurm" / "after.sh"
 TOLD = {"SLURM_JOB_ID": "123", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_RESTART_COUNT": "3"}
 
 
@@ -73,7 +74,7 @@ def test_a_job_that_is_killed_twice_is_given_up(starts: Starts) -> None:
     starts.start(step=8)
     assert starts.verdict == "again"
     starts.start(step=8)
-    assert starts.verdict == f"no: it has failed twice the same way without getting beyond step 8: {SILENT}"
+    assert starts.verdict == f"unsaid: it has failed twice the same way without getting beyond step 8: {SILENT}"
 
 
 def test_a_job_that_gets_on_is_not_given_up(starts: Starts) -> None:
@@ -81,9 +82,9 @@ def test_a_job_that_gets_on_is_not_given_up(starts: Starts) -> None:
         starts.start(step).got_on(step + 4)
         assert starts.verdict == "again"
     starts.start(step=12)
-    assert starts.verdict.startswith("no: "), "the one before was killed at the same checkpoint"
+    assert starts.verdict.startswith("unsaid: "), "the one before was killed at the same checkpoint"
     starts.start(step=12).got_on(12)
-    assert starts.verdict.startswith("no: "), "the checkpoint that it came from is none of its own"
+    assert starts.verdict.startswith("unsaid: "), "the checkpoint that it came from is none of its own"
 
 
 def test_a_job_that_fails_in_ever_other_ways_is_given_up_too(starts: Starts) -> None:
@@ -118,10 +119,17 @@ def test_a_record_that_a_kill_has_cut_off(starts: Starts) -> None:
     assert wandb_run(starts.folder) == "abc"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "before", "after"),
+    [
+        (signal.SIGTERM, "unsaid", "early\n"),
+        (signal.SIGUSR1, "unsaid: it has failed twice", "early\n"),
+        (signal.SIGTERM, "no: another process has found a mistake", "no: another process has found a mistake"),
+    ],
+)
+def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals, before: str, after: str) -> None:
     """Also where the process waits inside a library, which runs no handler of Python's."""
-    (tmp_path / "verdict").write_text("unsaid")
+    (tmp_path / "verdict").write_text(before)
     loads = (
         "from lanes.jobs.early import look_out; look_out(); print(flush=True); import ctypes; libc = ctypes.CDLL(None)"
     )
@@ -141,7 +149,44 @@ def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.wait(10) == 128 + number
         assert f"{number.name} has ended it before there was anything to save" in process.stderr.read()
-    assert (tmp_path / "verdict").read_text() == "again\n"
+    assert (tmp_path / "verdict").read_text() == after
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "again", "why"),
+    [
+        (["again"], True, "goes back into the queue"),
+        (["complete"], False, ""),
+        (["no: a mistake"], False, "is not started again: a mistake"),
+        (["unsaid: it has failed twice"], False, "is not started again: it has failed twice"),
+        (["unsaid"], True, "goes back"),
+        (["unsaid", "again", "unsaid"], True, "goes back"),
+        (["unsaid", "unsaid"], False, "ended twice before training began"),
+        (["early", "early"], True, "goes back"),
+        (
+            ["early", "early", "early"],
+            False,
+            "three times running before training began; is its time limit long enough?",
+        ),
+    ],
+)
+def test_what_becomes_of_a_job(tmp_path: Path, verdicts: list[str], again: bool, why: str) -> None:
+    """By what its starts have written down; with a command of SLURM that only notes how it was called."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\n[ "$1" = requeue ] && touch {tmp_path}/requeued\n'
+        f'echo "Restarts={len(verdicts) - 1} JobState=RUNNING "\n'
+    )
+    scontrol.chmod(0o755)
+    for start, verdict in enumerate(verdicts):
+        (tmp_path / f"7.{start}").write_text(f"{verdict}\n")
+    last = len(verdicts) - 1
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(last)}
+    environment |= {VERDICT: str(tmp_path / f"7.{last}"), "LANES_REQUEUE": "self"}
+    done = subprocess.run(["bash", AFTER], env=environment, capture_output=True, text=True, check=True)
+    assert (tmp_path / "requeued").exists() == again
+    assert why in done.stderr
+    assert again == bool(list(tmp_path.glob("7.*"))), "of what has ended nothing is kept"
 
 
 SAVES = """
