@@ -1,8 +1,8 @@
 """A job's signal that comes while processes still load, or wait for one another: nothing to save, and nothing lost.
 
 A process that waits inside a library runs no handler of Python's. So the kernel writes the signal into a pipe, and a
-thread reads it, writes it down for slurm/after.sh, which starts the job again, and ends the process. Kept out: signals while training runs
-(lanes.faults.agreement), which ``over`` leaves to it.
+thread reads it, writes it down for slurm/after.sh, which starts the job again, and ends the process. Kept out: signals
+while training runs (lanes.faults.agreement), which ``over`` leaves to it.
 """
 
 import os

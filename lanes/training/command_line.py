@@ -20,7 +20,6 @@ from lanes.faults.last import LastCheckpoint
 from lanes.faults.supervisor import supervise
 from lanes.faults.watch import Watch
 from lanes.jobs.attempts import Attempt
-from lanes.jobs.job import this_job
 from lanes.training.beginning import begin
 from lanes.training.callback_checks import check_callbacks
 from lanes.training.callbacks import Health, PlanReport, PredictionWriter, Rates
@@ -36,7 +35,6 @@ from lanes.training.results import fit_results, near_path
 from lanes.training.room import check_room
 from lanes.training.run_folders import run_of
 from lanes.training.strategy import LaneStrategy
-from lanes.training.torchrun import take_torchrun_layout
 from lanes.training.verb_arguments import add_verb_arguments
 from lanes.training.which_run import place_run, steps_of
 
@@ -132,9 +130,7 @@ class LanesCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Choose the folder, below trainer.default_root_dir or the checkpoint's; a job of SLURM brings its layout."""
-        take_torchrun_layout(self._config.trainer)
-        if job := this_job():
-            take_layout(self._config, job)
+        take_layout(self._config.trainer)
         place_run(self._config, self.verb)
         if self.verb != "fit":
             self.save_config_callback = None

@@ -8,11 +8,12 @@ from typing import Any, Literal, Protocol
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lanes.jobs.job import Job
+from lanes.jobs.job import this_job
 from lanes.mesh import check_layout, divisors, one_of
 from lanes.plans import Plan
 from lanes.tracing import PlanError
 from lanes.training.rates import MIB
+from lanes.training.torchrun import torchrun_layout
 
 
 class Plannable(Protocol):
@@ -64,19 +65,25 @@ def choose_lane_devices(
     raise AssertionError("1 divides everything")
 
 
-def take_layout(config: Any, job: Job) -> None:
-    """Let the job say on how many devices and nodes is trained, whatever the configuration says.
+def take_layout(trainer: Any) -> None:
+    """Let what has started this process, torchrun or a job of SLURM, say on how many devices and nodes is trained.
 
     Args:
-        config: of a verb; changed in place.
-        job: in which it runs.
+        trainer: the part of the configuration, which says so otherwise; changed in place.
+
+    Raises:
+        ValueError: nodes have different numbers of processes.
     """
-    trainer, given = config.trainer, (job.tasks_per_node, job.num_nodes)
-    wanted = trainer.devices, trainer.num_nodes
-    if wanted[0] not in ("auto", given[0]) or wanted[1] not in (1, given[1]):
+    if given := torchrun_layout():
+        who = "torchrun"
+    elif job := this_job():
+        who, given = f"job {job.id}", (job.tasks_per_node, job.num_nodes)
+    else:
+        return
+    if trainer.devices not in ("auto", -1, "-1", given[0]) or trainer.num_nodes not in (1, given[1]):
         rank_zero_info(
-            f"job {job.id} has {_many(given[1], 'node')} of {_many(given[0], 'task')}, which take the place of "
-            f"trainer.devices={wanted[0]}, trainer.num_nodes={wanted[1]}"
+            f"{who} gives {_many(given[1], 'node')} of {_many(given[0], 'device')}, which take the place of "
+            f"trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes}"
         )
     trainer.devices, trainer.num_nodes = given
 

@@ -1,10 +1,11 @@
-"""The layout that torchrun gives."""
+"""The layout that torchrun gives, or a job of SLURM."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from lanes.training.torchrun import take_torchrun_layout, torchrun_layout
+from lanes.training.layout import take_layout
+from lanes.training.torchrun import torchrun_layout
 
 STARTED = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "3"}
 
@@ -19,11 +20,15 @@ def test_nodes_must_be_alike() -> None:
         torchrun_layout({**STARTED, "WORLD_SIZE": "5"})
 
 
-def test_it_takes_the_place_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+JOB = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
+
+
+@pytest.mark.parametrize("started", [STARTED, JOB, STARTED | JOB], ids=["torchrun", "job", "torchrun in a job"])
+def test_it_takes_the_place_of_the_configuration(monkeypatch: pytest.MonkeyPatch, started: dict[str, str]) -> None:
     trainer = SimpleNamespace(devices=4, num_nodes=1)
-    take_torchrun_layout(trainer)
+    take_layout(trainer)
     assert (trainer.devices, trainer.num_nodes) == (4, 1), "nothing was started"
-    for name, value in STARTED.items():
+    for name, value in started.items():
         monkeypatch.setenv(name, value)
-    take_torchrun_layout(trainer)
+    take_layout(trainer)
     assert (trainer.devices, trainer.num_nodes) == (2, 3)
