@@ -3,7 +3,11 @@
 A small dose; ``scripts/cluster_chaos`` gives the large one.
 """
 
+import csv
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,16 @@ from tests.slurm.desk import CONFIG, KEYS, ROOT, Desk, equal
 
 ACROSS = ("--trainer.strategy.lane_devices", 2, "--trainer.strategy.across_nodes", "true")
 NO_LOG = ("--trainer.logger", "false")
+LATE = """
+import os, sys, time
+
+class Late:
+    def find_spec(self, name, *_):
+        if name == "lanes.training.commands" and os.environ.get("SLURM_PROCID") == "1":
+            time.sleep(120)
+
+sys.meta_path.insert(0, Late())
+"""  # a process that loads for longer than the others
 pytestmark = pytest.mark.timeout(900)  # a machine with other jobs on it takes several times as long
 
 
@@ -73,27 +87,42 @@ def test_time_limit_killed_preempted_cancelled_submitted_again(desk: Desk, tmp_p
 
 
 def test_what_is_wrong_is_said(desk: Desk) -> None:
-    """By the job's log, at once, and the job is not started again."""
+    """By the job's log, at once, and the job is not started again, also where another process still loads."""
+    (desk.folder / "late").mkdir()
+    (desk.folder / "late" / "sitecustomize.py").write_text(LATE)
+    sites = {
+        "late.sh": "PYTHONPATH=$PWD/late:$PYTHONPATH",
+        "nowhere.sh": "MASTER_ADDR=nowhere.invalid",
+        "other.sh": "SITE_REQEUE=slurm",
+    }
+    for name, line in sites.items():
+        (desk.folder / name).write_text(f"{(desk.folder / 'slurm' / 'site.sh').read_text()}{line}\n")
+    two = ("--nodes=2", "--ntasks-per-node=1")
     wrong = {
         "there is no configuration configs/nothing.yaml": desk.submit("train.sbatch", "configs/nothing.yaml"),
         "2 lane devices are more than a node has, which is 1": desk.train(
-            *ACROSS[:2], options=("--nodes=2", "--ntasks-per-node=1")
+            *ACROSS[:2], options=two, LANES_SITE="late.sh"
         ),
+        "MASTER_ADDR=nowhere.invalid does not resolve on": desk.train(options=two, LANES_SITE="nowhere.sh"),
         "nothing can be written to /proc/runs": desk.train("--trainer.default_root_dir", "/proc/runs"),
+        "other.sh: there is no setting SITE_REQEUE": desk.train(LANES_SITE="other.sh"),
     }
-    site = desk.folder / "other.sh"
-    site.write_text(f"{(desk.folder / 'slurm' / 'site.sh').read_text()}SITE_REQEUE=slurm\n")
-    wrong["other.sh: there is no setting SITE_REQEUE"] = desk.train(LANES_SITE="other.sh")
     for words, job in wrong.items():
         assert desk.ended(job) == "FAILED", desk.said(job)
         assert desk.said(job).count(words) >= 1, desk.said(job)
         assert desk.cluster.job(job)["Restarts"] == "0"
 
 
-def test_a_sweep(desk: Desk) -> None:
-    """Submitted again it finds that nothing is missing."""
+def test_a_sweep(desk: Desk, tmp_path: Path) -> None:
+    """Its runs equal those that are made without SLURM; submitted again it finds that nothing is missing."""
     keys = dict(zip((key.removeprefix("--") for key in KEYS[::2]), KEYS[1::2], strict=True))
-    keys |= {"trainer.callbacks": [], "trainer.max_epochs": 1, "data.init_args.num_train": 64, "trainer.logger": False}
+    keys |= {
+        "trainer.callbacks": [],
+        "trainer.max_epochs": 1,
+        "data.init_args.num_train": 64,
+        "trainer.logger": False,
+        "trainer.devices": 1,
+    }
     sweep = desk.folder / "tiny.yaml"
     sweep.write_text(yaml.safe_dump({"config": CONFIG, "keys": keys, "grid": {"seed_everything": [1, 2]}}))
     array = desk.submit("sweep.sbatch", "tiny.yaml", options=("--array=0-1",))
@@ -102,6 +131,12 @@ def test_a_sweep(desk: Desk) -> None:
         assert desk.ended(job) == "COMPLETED", desk.said(job)
     first, second = (desk.folder / "runs" / "tiny" / f"seed_everything={seed}" for seed in (1, 2))
     assert not equal(first, second)
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "configs").symlink_to(ROOT / "configs")
+    done = lanes("sweep", sweep, "--run", 1, folder=without, timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    assert equal(second, without / "runs" / "tiny" / second.name)
     again = desk.submit("sweep.sbatch", "tiny.yaml", options=("--array=0",))
     assert desk.ended(f"{again}_0") == "COMPLETED", desk.said(again)
     assert "nothing was left to train: 8 steps are done" in desk.said(f"{again}_0")
@@ -111,10 +146,25 @@ def test_a_sweep(desk: Desk) -> None:
 
 
 def test_a_study_and_its_collecting_job(desk: Desk) -> None:
-    (desk.folder / "study.py").symlink_to(ROOT / "tests" / "slurm" / "tiny_study")
-    job = desk.submit("study.sbatch", "./study.py", "--time=10")
+    """Two seeds of a real one, each run much shortened: the table is that which the study makes without SLURM."""
+    words = ("--seeds", 2, "--set", "num_train=64", "num_val=20", "epochs=1", "batch_size=32", "--out")
+    job = desk.submit("study.sbatch", "scripts/studies/specialisation", *words, "study", "--", "--time=10")
     assert desk.ended(job) == "COMPLETED", desk.said(job)
-    [(array, collects)] = re.findall(r"3 runs as the array (\d+); job (\d+) collects", desk.said(job))
+    [(array, collects)] = re.findall(r"8 runs as the array (\d+); job (\d+) collects", desk.said(job))
     assert desk.ended(collects) == "COMPLETED", desk.said(collects)
-    assert (desk.folder / "study" / "results.csv").read_text() == "one,3\ntwo,3\nthree,5\n"
-    assert [desk.state(f"{array}_{task}") for task in range(3)] == ["COMPLETED"] * 3
+    assert [desk.state(f"{array}_{task}") for task in range(8)] == ["COMPLETED"] * 8
+    without = [ROOT / "scripts" / "studies" / "specialisation", *map(str, words), desk.folder / "without"]
+    subprocess.run([sys.executable, *without], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    assert table(desk.folder / "study") == table(desk.folder / "without")
+    assert (desk.folder / "study" / "specialisation.png").is_file()
+    wrong = desk.submit("study.sbatch", "scripts/studies/specialisation", "--time=10")
+    assert desk.ended(wrong) == "FAILED"
+    assert "unrecognized arguments: --time=10" in desk.said(wrong)
+    assert "options of its jobs go behind --" in desk.said(wrong)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """A study's results, but for how long each run took."""
+    with (folder / "specialisation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
