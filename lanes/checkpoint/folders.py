@@ -25,6 +25,7 @@ from lanes.checkpoint.manifest import (
 from lanes.checkpoint.snapshot import Snapshot
 
 PARTIAL, OLD, REMOVED = ".partial", ".old", ".removed"
+LOOKS = 5  # at a folder in which a training writes meanwhile
 UNFINISHED = ".tmp"  # so safetensors calls a file until it is written
 
 
@@ -83,8 +84,28 @@ def mend(folder: Path) -> None:
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint in a folder, by its step; and what is wrong with those that would be newer.
 
-    Changes nothing: a checkpoint that a kill left under another name is found under that.
+    Changes nothing: a checkpoint that a kill left under another name is found under that. A training may write there
+    meanwhile: what is found wrong while a checkpoint takes another's place is looked at again.
     """
+    for _ in range(LOOKS):
+        before = _written(folder)
+        path, wrong = _look(folder)
+        if (path and not wrong) or _written(folder) == before:
+            break
+    return path, wrong
+
+
+def _written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """What tells that a checkpoint is another than that which had its name."""
+    found = {}
+    for path in folder.glob("*"):
+        with suppress(OSError):
+            status = path.stat()
+            found[path] = status.st_ino, status.st_mtime_ns
+    return found
+
+
+def _look(folder: Path) -> tuple[Path | None, list[str]]:
     found = []
     for path in filter(_looks_like_one, folder.glob("*")):
         try:

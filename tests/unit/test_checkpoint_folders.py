@@ -132,6 +132,25 @@ def test_what_a_kill_interrupted_is_no_wrong_checkpoint(tmp_path: Path) -> None:
     assert newest_whole(tmp_path) == (tmp_path / "last", [])
 
 
+def test_a_training_that_writes_meanwhile_damages_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "last", 0)
+    stop = threading.Event()
+
+    def write() -> None:
+        step = 0
+        while not stop.wait(0.01):
+            save(tmp_path / "last", step := step + 1)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        looks = [newest_whole(tmp_path) for _ in range(200)]
+    finally:
+        stop.set()
+        writer.join()
+    assert [wrong for path, wrong in looks if wrong or not path] == []
+
+
 @pytest.mark.parametrize("left", ["before", "between", "after"])
 def test_a_kill_between_any_two_renames(tmp_path: Path, left: str) -> None:
     """The new one is whole under another name; the old one under its own, under another, or under another too many."""
