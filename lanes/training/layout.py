@@ -80,7 +80,7 @@ def take_layout(trainer: Any) -> None:
         who, given = f"job {job.id}", (job.tasks_per_node, job.num_nodes)
     else:
         return
-    if trainer.devices not in ("auto", -1, "-1", given[0]) or trainer.num_nodes not in (1, given[1]):
+    if str(trainer.devices) not in ("auto", "-1", str(given[0])) or trainer.num_nodes not in (1, given[1]):
         rank_zero_info(
             f"{who} gives {_many(given[1], 'node')} of {_many(given[0], 'device')}, which take the place of "
             f"trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes}"

@@ -32,3 +32,15 @@ def test_it_takes_the_place_of_the_configuration(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     take_layout(trainer)
     assert (trainer.devices, trainer.num_nodes) == (2, 3)
+
+
+@pytest.mark.parametrize(("devices", "said"), [("2", False), ("auto", False), (-1, False), (4, True)])
+def test_what_is_other_than_asked_for_is_said(monkeypatch: pytest.MonkeyPatch, devices: str | int, said: bool) -> None:
+    """A number of the command line comes as a word."""
+    for name, value in STARTED.items():
+        monkeypatch.setenv(name, value)
+    told: list[str] = []
+    monkeypatch.setattr("lanes.training.layout.rank_zero_info", told.append)
+    take_layout(SimpleNamespace(devices=devices, num_nodes=1))
+    expected = "torchrun gives 3 nodes of 2 devices, which take the place of trainer.devices=4, trainer.num_nodes=1"
+    assert told == ([expected] if said else [])
