@@ -11,7 +11,7 @@ case $verdict in
   unsaid)  # ended while loading: once may be bad luck
     verdict=again
     [ "$(verdict_of $((this - 1)))" != unsaid ] ||
-      verdict="no: it has ended twice before training began, and nobody could say why" ;;
+      verdict="no: it has ended twice before training began; why, if anybody could tell, is said above" ;;
   early)  # a signal while loading: nobody's fault, unless there is no end of it
     verdict=again
     [ "$(verdict_of $((this - 1)))$(verdict_of $((this - 2)))" != earlyearly ] ||

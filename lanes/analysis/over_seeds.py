@@ -24,7 +24,7 @@ class Estimate:
 
     Attributes:
         value: the mean, the difference of means, or the share.
-        low, high: 95 % confidence interval; NaN of a single run.
+        low, high: confidence interval, of 95 % unless another was asked for; NaN of a single run.
         runs: how many, or how many pairs.
     """
 
@@ -41,15 +41,13 @@ class Difference:
     Attributes:
         estimate: of the first minus the second.
         p_value: chance of a difference as far from 0, in either direction, if there were none.
-        paired: whether runs with the same seed were compared.
     """
 
     estimate: Estimate
     p_value: float
-    paired: bool
 
 
-def mean(values: Sequence[float]) -> Estimate:
+def mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """The mean of independent runs, with Student's interval.
 
     Raises:
@@ -60,7 +58,7 @@ def mean(values: Sequence[float]) -> Estimate:
         return Estimate(float(numbers[0]), math.nan, math.nan, 1)
     if np.ptp(numbers) == 0:  # scipy would warn of a division by the deviation, 0
         return Estimate(float(numbers[0]), float(numbers[0]), float(numbers[0]), len(numbers))
-    low, high = stats.ttest_1samp(numbers, 0.0).confidence_interval(CONFIDENCE)
+    low, high = stats.ttest_1samp(numbers, 0.0).confidence_interval(confidence)
     return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))
 
 
@@ -74,31 +72,8 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Differenc
     Raises:
         ValueError: the seeds are not the same, there are none, or a number is not finite.
     """
-    if first.keys() != second.keys():
-        alone = sorted(first.keys() ^ second.keys())
-        raise ValueError(f"seeds {alone} have no partner; compare those that both have, and say how many have not")
-    apart = [first[seed] - second[seed] for seed in sorted(first)]
-    estimate = mean(apart)
-    return Difference(estimate, _chance_of_mean(apart), paired=True)
-
-
-def unpaired(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """First minus second of independent runs whose spread need not be the same: Welch's t.
-
-    Raises:
-        ValueError: either has fewer than two runs, or a number is not finite.
-    """
-    one, other = _finite(first), _finite(second)
-    if min(len(one), len(other)) < 2:
-        raise ValueError(f"{len(one)} and {len(other)} runs: a spread takes two or more of each")
-    runs = len(one) + len(other)
-    if np.ptp(one) == 0 and np.ptp(other) == 0:
-        value = float(one[0] - other[0])  # the means of many equal numbers differ by rounding
-        return Difference(Estimate(value, value, value, runs), 1.0 if value == 0 else 0.0, paired=False)
-    value = float(one.mean() - other.mean())
-    test = stats.ttest_ind(one, other, equal_var=False)
-    low, high = test.confidence_interval(CONFIDENCE)
-    return Difference(Estimate(value, float(low), float(high), runs), float(test.pvalue), paired=False)
+    apart = [first[seed] - second[seed] for seed in _common(first, second)]
+    return Difference(mean(apart), _chance_of_mean(apart))
 
 
 def share(successes: int, trials: int) -> Estimate:
@@ -123,20 +98,32 @@ def chance_of_share(successes: int, trials: int, expected: float = 0.5) -> float
     return float(_binomial(successes, trials, expected).pvalue)
 
 
-def shares_differ(first: tuple[int, int], second: tuple[int, int]) -> float:
-    """Fisher's exact test, in either direction, whether two shares are the same.
+def shares_differ(first: Mapping[int, bool], second: Mapping[int, bool]) -> float:
+    """McNemar's exact test, in either direction, whether two shares of runs with the same seeds are the same.
 
-    Args:
-        first: (successes, trials) of one arm.
-        second: of the other.
+    Only seeds tell on which the arms differ; if there are none the chance is 1.
 
     Raises:
-        ValueError: as `share`.
+        ValueError: the seeds are not the same, or there are none.
     """
-    for successes, trials in (first, second):
-        _binomial(successes, trials, 0.5)  # which refuses what are no numbers of runs
-    rows = [[successes, trials - successes] for successes, trials in (first, second)]
-    return float(stats.fisher_exact(rows).pvalue)
+    seeds = _common(first, second)
+    only_first = sum(first[seed] and not second[seed] for seed in seeds)
+    only_second = sum(second[seed] and not first[seed] for seed in seeds)
+    return chance_of_share(only_first, only_first + only_second) if only_first + only_second else 1.0
+
+
+def below(numbers: Sequence[float], bound: float) -> float:
+    """Is the mean below a bound? Student's one-sided t: chance of numbers so low if it were not.
+
+    Raises:
+        ValueError: fewer than two runs, or a number is not finite.
+    """
+    found = _finite(numbers)
+    if len(found) < 2:
+        raise ValueError(f"{len(found)} runs: a spread takes two or more")
+    if np.ptp(found) == 0:
+        return 0.0 if found[0] < bound else 1.0
+    return float(stats.ttest_1samp(found, bound, alternative="less").pvalue)
 
 
 def equivalence(differences: Sequence[float], margin: float) -> float:
@@ -148,14 +135,16 @@ def equivalence(differences: Sequence[float], margin: float) -> float:
     Raises:
         ValueError: fewer than two runs, a number is not finite, or the margin is not above 0.
     """
-    numbers = _finite(differences)
-    if len(numbers) < 2 or not 0 < margin < math.inf:
-        raise ValueError(f"{len(numbers)} differences, margin {margin}: give two or more, and a margin above 0")
-    if np.ptp(numbers) == 0:
-        return 0.0 if abs(numbers[0]) < margin else 1.0
-    above = stats.ttest_1samp(numbers, -margin, alternative="greater").pvalue
-    below = stats.ttest_1samp(numbers, margin, alternative="less").pvalue
-    return float(max(above, below))
+    if not 0 < margin < math.inf:
+        raise ValueError(f"margin {margin}: give one above 0")
+    return max(below(differences, margin), below([-number for number in differences], margin))
+
+
+def _common(first: Mapping[int, object], second: Mapping[int, object]) -> list[int]:
+    if first.keys() != second.keys() or not first:
+        alone = sorted(first.keys() ^ second.keys())
+        raise ValueError(f"seeds {alone} have no partner; compare those that both have, and say how many have not")
+    return sorted(first)
 
 
 def _chance_of_mean(numbers: Sequence[float]) -> float:

@@ -25,6 +25,12 @@ def colour_lane(row: Row) -> int:
     return max(range(lanes_of(row)), key=lambda lane: float(row.get(f"lane{lane}/{COLOUR}", 0.0)))
 
 
+def is_less(row: Row, measure: str) -> bool:
+    """Whether the colour lane, of two, has less of a measure than the other."""
+    lane = colour_lane(row)
+    return float(row[f"lane{lane}/{measure}"]) < float(row[f"lane{1 - lane}/{measure}"])
+
+
 def split(row: Row, measure: str) -> bool:
     """Whether the lanes of a run differ in a measure, corrected for all that are measured."""
     corrected = dict(zip(MEASURES, holm([float(row[f"p/{name}"]) for name in MEASURES]), strict=True))
@@ -39,8 +45,10 @@ def moments(row: Row, measure: str) -> dict[int, float]:
 
 
 def arises(row: Row, measure: str) -> float:
-    """The first look from which on lanes differ (p <= 0.05) at all looks; infinite if they do not at the end."""
+    """The first look from which on lanes differ (p <= 0.05) at all looks; infinite if the run does not `split`."""
     step = math.inf
+    if not split(row, measure):
+        return step
     for moment, p in sorted(moments(row, measure).items(), reverse=True):
         if p > LEVEL:
             break

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lanes.analysis.lane_tests import holm
-from lanes.analysis.over_seeds import chance_of_share, equivalence, mean, paired, share, shares_differ, unpaired
+from lanes.analysis.over_seeds import below, chance_of_share, equivalence, mean, paired, share, shares_differ
 
 STUDIES = 400  # made, of each kind
 FALSE_ALARM = 1e-6  # chance with which a bound below would be broken by luck, had the seeds been others
@@ -38,12 +38,11 @@ def test_known_answers() -> None:
     test = paired(seeds(np.array(first)), seeds(np.array(second)))
     assert test.p_value == pytest.approx(0.002833, abs=5e-7)
     assert (test.estimate.low, test.estimate.high) == (pytest.approx(-2.4598858), pytest.approx(-0.7001142))
-    assert test.paired
-    # the same as if not paired, Welch: p = 0.07939, -3.3654832 to 0.2054832
-    test = unpaired(first, second)
-    assert test.p_value == pytest.approx(0.07939, abs=5e-6)
-    assert (test.estimate.low, test.estimate.high) == (pytest.approx(-3.3654832), pytest.approx(0.2054832))
-    assert not test.paired
+    # in one direction: half of it, or the rest
+    apart = (np.array(first) - second).tolist()
+    assert below(apart, 0.0) == pytest.approx(0.002833 / 2, abs=5e-7)
+    assert below([-number for number in apart], 0.0) == pytest.approx(1 - 0.002833 / 2, abs=5e-7)
+    assert mean(apart, 0.9).low > mean(apart).low
 
 
 def test_known_shares() -> None:
@@ -54,8 +53,11 @@ def test_known_shares() -> None:
     assert chance_of_share(10, 10) == pytest.approx(2 / 2**10)
     assert chance_of_share(5, 10) == 1
     assert chance_of_share(4, 4, 0.25) == pytest.approx(1 / 4**4)
-    # Fisher's tea: 3 of 4 and 1 of 4 right, 34 / 70
-    assert shares_differ((3, 4), (1, 4)) == pytest.approx(34 / 70)
+    # six seeds on which arms differ, all the same way: a coin does so with chance 2 / 2^6; the other four tell nothing
+    first = dict(enumerate([True] * 6 + [True, True, False, False]))
+    second = dict(enumerate([False] * 6 + [True, True, False, False]))
+    assert shares_differ(first, second) == shares_differ(second, first) == pytest.approx(2 / 2**6)
+    assert shares_differ(first, first) == 1
 
 
 def test_runs_that_are_all_alike() -> None:
@@ -64,27 +66,24 @@ def test_runs_that_are_all_alike() -> None:
     assert math.isnan(paired({0: 1.0}, {0: 0.0}).p_value)
     assert paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 1.0}).p_value == 0
     assert paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p_value == 1
-    assert unpaired([1, 1], [1, 1]).p_value == 1
+    assert (below([1, 1], 2), below([1, 1], 1)) == (0, 1)
     assert equivalence([0.1, 0.1], 0.3) == 0
     assert equivalence([0.4, 0.4], 0.3) == 1
 
 
 @pytest.mark.parametrize("runs", [3, 8, 30])
 def test_intervals_of_means_hold_their_level(runs: int) -> None:
-    """95 % of the intervals hold the mean that the data were made with; of pairs, of Welch's differences likewise."""
+    """95 % of the intervals hold the mean that the data were made with; of pairs likewise."""
     generator = np.random.default_rng(runs)
-    inside = dict.fromkeys(("mean", "paired", "unpaired"), 0)
+    inside = dict.fromkeys(("mean", "paired"), 0)
     for _ in range(STUDIES):
         shared = 5 * generator.standard_normal(runs)  # what a seed does to both arms
         first, second = shared + 1 + generator.standard_normal((2, runs)) * [[1], [3]] - [[0], [1]]
         inside["mean"] += mean(second - shared).low <= 0 <= mean(second - shared).high
         found = paired(seeds(first), seeds(second)).estimate
         inside["paired"] += found.low <= 1 <= found.high
-        found = unpaired((first - shared).tolist(), (second - shared).tolist()).estimate
-        inside["unpaired"] += found.low <= 1 <= found.high
     for kind, count in inside.items():
-        slack = 0.02 if kind == "unpaired" and runs == 3 else 0  # Welch's degrees of freedom are an approximation
-        assert abs(count / STUDIES - 0.95) < deviation(0.95) + slack, kind
+        assert abs(count / STUDIES - 0.95) < deviation(0.95), kind
 
 
 def test_p_values_are_uniform_where_nothing_differs() -> None:
@@ -93,8 +92,8 @@ def test_p_values_are_uniform_where_nothing_differs() -> None:
     pairs = np.sort([paired(seeds(first), seeds(second)).p_value for first, second in arms])
     uniform = (np.arange(STUDIES) + 0.5) / STUDIES
     assert np.abs(pairs - uniform).max() < kolmogorov_bound(STUDIES)
-    apart = np.sort([unpaired(first, second).p_value for first, second in arms])
-    assert np.abs(apart - uniform).max() < kolmogorov_bound(STUDIES)
+    lower = np.sort([below((first - second).tolist(), 0.0) for first, second in arms])
+    assert np.abs(lower - uniform).max() < kolmogorov_bound(STUDIES)
 
 
 def test_exact_tests_are_never_too_bold() -> None:
@@ -115,16 +114,14 @@ def test_intervals_of_shares_hold_at_least_their_level(truth: float) -> None:
 
 
 def test_power() -> None:
-    """Of 8 pairs that are apart by 1.5 deviations: 0.956 by the noncentral t; not pairing them would see little."""
+    """Of 8 pairs that are apart by 1.5 deviations: 0.956 by the noncentral t, whatever the seeds do to both arms."""
     generator = np.random.default_rng(2)
-    found = {"paired": 0, "unpaired": 0}
+    found = 0
     for _ in range(STUDIES):
         shared = 5 * generator.standard_normal(8)
         first, second = shared + 1.5, shared + generator.standard_normal(8)
-        found["paired"] += paired(seeds(first), seeds(second)).p_value <= 0.05
-        found["unpaired"] += unpaired(first.tolist(), second.tolist()).p_value <= 0.05
-    assert abs(found["paired"] / STUDIES - 0.956) < deviation(0.956)
-    assert found["unpaired"] / STUDIES < 0.1
+        found += paired(seeds(first), seeds(second)).p_value <= 0.05
+    assert abs(found / STUDIES - 0.956) < deviation(0.956)
 
 
 def test_equivalence_says_yes_as_seldom_as_it_should() -> None:
@@ -156,9 +153,11 @@ def test_nothing_is_left_out_in_silence() -> None:
     for values in ([], [1.0, math.nan], [math.inf, 1.0]):
         with pytest.raises(ValueError, match="one finite number of every run"):
             mean(values)
-    with pytest.raises(ValueError, match="two or more of each"):
-        unpaired([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"seeds \[1\] have no partner"):
+        shares_differ({0: True}, {0: True, 1: False})
+    with pytest.raises(ValueError, match="a spread takes two or more"):
+        below([1.0], 0.0)
     with pytest.raises(ValueError, match="no share of runs"):
         share(4, 3)
-    with pytest.raises(ValueError, match="a margin above 0"):
+    with pytest.raises(ValueError, match="margin 0: give one above 0"):
         equivalence([0.1, 0.2], 0)

@@ -11,6 +11,7 @@ from PIL import Image
 from lanes.analysis.covariance import block_ratio
 from lanes.grouping import grouping_report
 from lanes.studies.runs import Row
+from lanes.training import Photographs
 from tests.unit.test_scripts import load
 
 
@@ -55,6 +56,8 @@ def test_when_lanes_come_to_differ(specialisation: ModuleType) -> None:
     row["p/colour_selectivity@192"] = 0.06
     assert specialisation.arises(row, specialisation.COLOUR) == 256, "for good"
     assert list(specialisation.moments(row, specialisation.COLOUR))[-1] == 768
+    row["p/colour_selectivity"] = 0.03
+    assert specialisation.arises(row, specialisation.COLOUR) == float("inf"), "corrected for three it does not count"
 
 
 def test_which_lane_is_the_colour_lane_and_what_it_is_for(specialisation: ModuleType) -> None:
@@ -74,12 +77,12 @@ def test_tables_of_specialisation(specialisation: ModuleType, tmp_path: Path) ->
     text = specialisation.tables(rows)
     assert "| two lanes | 10 | 10 of 10 (100 % [69, 100]) | 0 of 10 (0 % [0, 31]) | 0.60 [0.60, 0.60] |" in text
     assert "| no lanes | 4 | 0 of 4 (0 % [0, 60]) |" in text
-    assert "| lane 0 is the colour lane | 5 of 10 | 50 % [19, 81] | 1 |" in text
+    assert "| lane 0 is the colour lane | 5 of 10 | 50 % [19, 81] | 1/2 | 1 |" in text
     assert "| the colour lane is the less selective for orientation | 10 of 10 | 100 % [69, 100] | 0.0059 |" in text
     assert "| two lanes | 64 (64 - 64); 0 of 10 not by the end |" in text
     assert "+40.0 [+40.0, +40.0] |" in text
-    # Fisher: 10 of 10 against 0 of 4, 1 / C(14, 4) = 0.001, corrected for four
-    assert "| no lanes | colour selectivity | 0.00 [0.00, 0.00] | 1 | 0.004 |" in text
+    # McNemar: on all of 4 common seeds the one and not the other, 2 / 2^4 = 0.125, corrected for five
+    assert "| no lanes | colour selectivity differs: runs | 4 of 4 | 0 of 4 |  | 0.62 |" in text
     specialisation.draw(rows, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         assert len(picture.convert("RGB").reduce(4).getcolors(10**6)) > 50, "an empty sheet"
@@ -146,8 +149,44 @@ def test_never_more_than_0_3_points() -> None:
         for arm, adds in (("ungrouped", (0, 0, 0)), ("4 groups, same width", (-0.004, -0.001, 0.001)))
         for seed, add in enumerate(adds)
     ]
-    assert "| 4 groups, same width - ungrouped | 1 of 3, 33 % [1, 91] |" in fashion.within(rows)
+    assert "| 4 groups, same width - ungrouped | 1 of 3 | -0.13 [-0.56, +0.29] |" in fashion.within(rows)
+    assert "| ungrouped, one seed - another | 0 of 3 |" in fashion.within(rows)
     assert fashion.within(rows[:1]) == ""
+
+
+def test_less_capacity_is_no_regularisation() -> None:
+    """Both kinds of networks narrow the gap by a point; one by doing worse on all images."""
+    fashion, noise = load("studies/fashion_mnist"), (0.0, 0.0004, -0.0004, 0.0002)
+    rows: list[Row] = [
+        {"arm": arm, "seed": seed, "top1": 0.87 + val + add, "train_top1": 0.90 + training}
+        for arm, val, training in (
+            ("ungrouped", 0.0, 0.0),
+            ("4 groups, same width", -0.01, -0.02),
+            ("4 groups, same parameters", 0.0, -0.01),
+        )
+        for seed, add in enumerate(noise if val or training else (0.0,) * 4)
+    ]
+    worse, regular = (line.split(" | ") for line in fashion.regularises(rows).splitlines()[2:4])
+    assert worse[1:] == ["< 0.0001", "1", "1 |"]
+    assert regular[1] == "< 0.0001"
+    assert float(regular[3].removesuffix(" |").removeprefix("< ")) < 0.001
+
+
+def test_before_training_batch_norm_has_the_images_statistics(correlation: ModuleType) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    data = Photographs(image_size=16, num_train=300, num_val=40)
+    data.setup("fit")
+    before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
+    found = correlation.with_statistics(net, data, 256)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items()), "the network itself stays"
+    assert torch.equal(torch.get_rng_state(), state)
+    images = torch.cat([images for images, _ in correlation.images_of(data.train_set, torch.device("cpu"), 256)])
+    mean, std = correlation.normal(data, torch.device("cpu"))
+    with torch.no_grad():
+        seen = found(correlation.normalize(images, mean, std))
+    assert seen.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (seen.var((0, 2, 3)) - 1).abs().max() < 1e-3
 
 
 def test_the_one_lane_has_half_the_kernels() -> None:
