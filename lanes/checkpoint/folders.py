@@ -121,8 +121,8 @@ def _look(folder: Path) -> tuple[Path | None, list[str]]:
                 verify(path)
                 return path, wrong
         except (ValueError, OSError) as mistake:
-            wrong.append(str(mistake))
-        else:
+            problem = str(mistake)  # noqa: PLW2901
+        if not path.name.startswith("."):  # else it is under way or was interrupted
             wrong.append(problem)
     return None, wrong
 

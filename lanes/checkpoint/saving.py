@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,17 @@ class BackgroundWriter:
         self._to_remove: list[Path] = []
         self.failure: str | None = None  # of the newest save, if it failed
 
-    def save(self, path: Path, snapshot: Snapshot) -> None:
-        """Have it written; waits while `AT_ONCE` others are not, each of which is a network in memory."""
+    def save(self, path: Path, snapshot: Snapshot, then: Callable[[], None] | None = None) -> None:
+        """Have it written; waits while `AT_ONCE` others are not, each of which is a network in memory.
+
+        Args:
+            path: of the folder.
+            snapshot: what is in it.
+            then: called on the thread, once it is whole on the disk.
+        """
         while len(self._saving) >= AT_ONCE:
             self._saving.popleft().result()
-        self._saving.append(self._thread.submit(self._save, path, snapshot))
+        self._saving.append(self._thread.submit(self._save, path, snapshot, then))
 
     def remove(self, path: Path) -> None:
         """Have it removed, once the newest is whole."""
@@ -83,7 +89,7 @@ class BackgroundWriter:
         """Return when all that was asked for is done."""
         self._thread.submit(lambda: None).result()
 
-    def _save(self, path: Path, snapshot: Snapshot) -> None:
+    def _save(self, path: Path, snapshot: Snapshot, then: Callable[[], None] | None) -> None:
         try:
             write_folder(path, snapshot)
         except OSError as mistake:
@@ -92,6 +98,8 @@ class BackgroundWriter:
             log.warning("%s", self.failure)
             return
         self._last_good, self.failure = path, None
+        if then is not None:
+            then()
         for waiting in self._to_remove:
             remove_folder(waiting)
         self._to_remove.clear()

@@ -34,12 +34,13 @@ class StoppedError(RuntimeError):
 
     Attributes:
         signal: its number.
+        failure: why the checkpoint could not be written; None if it is on the disk.
     """
 
     def __init__(self, number: int, checkpoint: Path, failure: str | None = None) -> None:
         rest = failure or f"it can go on from {checkpoint}"
         super().__init__(f"{signal.Signals(number).name} has ended training; {rest}")
-        self.signal = number
+        self.signal, self.failure = number, failure
 
 
 class UnlikeError(RuntimeError):

@@ -4,7 +4,6 @@ Lightning's ``save_last`` keeps the last *best*. Kept out: the best ones (Lightn
 are written (lanes.checkpoint).
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"last_every_n_steps={every_n_steps} must be at least 1, or 0 for the ends of epochs only")
         self.path, self.every_n_steps = Path(folder) / NAME, every_n_steps
         self._saved_at: int | None = None
-        self.then: Callable[[int], None] | None = None  # called with the step of every save
 
     def saved_at(self, step: int) -> bool:
         """Whether this training has written it at a step of the optimizer, with nothing accumulated since."""
@@ -43,14 +41,14 @@ class LastCheckpoint(Checkpoint):
         """Write it now; all processes must call this together."""
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_at = trainer.global_step
-        if self.then is not None:
-            self.then(trainer.global_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on the checkpoint that training went on from is one of the run's own, and may be replaced.
 
         Lightning would keep it for ever: of a run that goes on again and again, one more each time.
         """
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == self.path.resolve():
+            self._saved_at = trainer.global_step  # for a validation with which it goes on
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == self.path.resolve().parent:
             trainer.ckpt_path = None
         batches, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches

@@ -75,6 +75,8 @@ def supervise(command: Sequence[str], processes: int, *, restarts: int = 0, pati
             try:
                 elastic_launch(config, command[0])(*command[1:])
             except ChildFailedError as failed:
+                if signal.SIGKILL in passed_on:
+                    return 128 + signal.SIGINT
                 first = failed.get_first_failure()[1]
                 if deaths.first is None:  # the agent was quicker
                     deaths.say(first.pid, first.exitcode)
@@ -151,7 +153,8 @@ class _Deaths:
         while not over.is_set():
             self._wait()
             children = self._children()
-            if died_at is not None and children - self._known:  # the agent has started all again
+            again = children - self._known and not self._passed_on  # who sent a signal wants the end: they end at once
+            if died_at is not None and again:  # the agent has started all again
                 self._known.clear()
                 before |= self._codes.keys()
                 died_at = None
@@ -183,6 +186,9 @@ class _Deaths:
         if code >= 0:
             return
         name = signal.Signals(-code).name
+        if signal.SIGKILL in self._passed_on:
+            print("lanes: a second SIGINT has ended it at once", file=sys.stderr)
+            return
         if -code in self._passed_on:
             print(f"lanes: {name} has ended it before there was anything to save", file=sys.stderr)
             return
@@ -237,7 +243,7 @@ def _signals_passed_on(passed_on: set[int], children: Callable[[], set[int]]) ->
     def pass_on(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
-        passed_on.add(number)
+        passed_on.update({number} if interrupts < 2 else {number, signal.SIGKILL})
         for pid in children():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if interrupts > 1 else number)

@@ -44,7 +44,7 @@ class Attempt:
         self._got_on = False
         self._note(began=_now(), wandb_run_id=self.wandb_run_id, nodes=self.job.num_nodes)
         self._judge_failure(SILENT, refuse_unless_said)
-        early.last_words(lambda signal: self._note(ended=_now(), why=f"{signal}, before there was anything to save"))
+        early.last_words(lambda signal: self._note(ended=_now(), early=signal))
 
     def got_on(self, step: int) -> None:
         """A checkpoint of a later step was saved."""
@@ -89,6 +89,9 @@ class Attempt:
         for line in reversed(starts):
             if "began" not in line:
                 end = line
+                continue
+            if "early" in end:  # by a signal; whether that was the cause nobody can tell
+                end = {}
                 continue
             if "why" in end:  # it was stopped, or complete
                 break

@@ -44,9 +44,9 @@ def _wait(reads: int) -> None:
     while True:
         for number in os.read(reads, 64):
             if number in SIGNALS and not _over.is_set():
-                ended_early()
+                again = ended_early()
                 name = signal.Signals(number).name
                 for say in _last_words:
                     say(name)
                 print(f"lanes: {name} has ended it before there was anything to save", file=sys.stderr, flush=True)
-                os._exit(128 + number)
+                os._exit(128 + number if again else 2)  # by which SLURM may decide, too

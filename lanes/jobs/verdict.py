@@ -12,6 +12,8 @@ from pathlib import Path
 VERDICT = "LANES_VERDICT"  # names the file
 AGAIN, COMPLETE = "again", "complete"
 EARLY = "early"  # a signal came before there was anything to save: again, but not for ever
+UNSAID = "unsaid"  # what slurm/job.sh writes before processes are started
+IN_A_ROW = 3  # starts that come to nothing, whatever ends them
 NO, UNLESS_SAID = "no: ", "unsaid: "  # not again, for the reason that follows; the latter if nobody says anything more
 
 
@@ -34,16 +36,30 @@ def refuse_unless_said(reason: str) -> None:
     judge(_line(UNLESS_SAID, reason))
 
 
-def ended_early() -> None:
-    """A signal ends this process before there is anything to save.
+def ended_early() -> bool:
+    """A signal ends this process before there is anything to save; whether the job may start again.
 
     What another process has refused stands: srun ends those that still load, by SIGTERM, when one has failed.
     """
-    said = ""
+    this = Path(os.environ.get(VERDICT, ""))
+    if _said(this).startswith(NO):
+        return False
+    start = int(this.suffix.removeprefix(".") or 0)  # JOB.START
+    before = [_said(this.with_suffix(f".{start - earlier}")) for earlier in range(1, IN_A_ROW)]
+    if set(before) <= {EARLY, UNSAID}:
+        refuse(
+            f"{IN_A_ROW} times running it was ended before training began, this time by a signal; is its time limit "
+            "long enough, or did a process fail above?"
+        )
+        return False
+    judge(EARLY)
+    return True
+
+
+def _said(file: Path) -> str:
     with suppress(OSError):
-        said = Path(os.environ.get(VERDICT, "")).read_text()
-    if not said.startswith(NO):
-        judge(EARLY)
+        return file.read_text().strip()
+    return ""
 
 
 def _line(kind: str, reason: str) -> str:

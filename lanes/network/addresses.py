@@ -132,7 +132,10 @@ def gloo_address() -> str:
     if names := os.environ.get(GLOO):
         return interfaces()[names.split(",")[0]]
     try:
-        return str(socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0][4][0])
+        family, *_, address = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind((address[0], 0, *address[2:]))
+        return str(address[0])
     except OSError:
         return "127.0.0.1"  # Gloo's own way out
 

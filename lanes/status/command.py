@@ -51,7 +51,7 @@ def run(args: Sequence[str]) -> None:
     left_out = [] if asked.all else alone[:-SHOWN]
     shown = [one for one in seen if one not in left_out]
     if wrong:
-        print(f"lanes status: {wrong}; what follows is what trainings tell", file=sys.stderr)
+        print(f"lanes status: {wrong}{'' if found else '; what follows is what trainings tell'}", file=sys.stderr)
     if not shown:
         places = ", ".join(map(str, asked.runs or [Path("runs")]))
         what = f"job {', '.join(asked.jobs)}" if asked.jobs else "job, and no training"

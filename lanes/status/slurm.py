@@ -67,19 +67,21 @@ def jobs(asked: Sequence[str] = ()) -> tuple[list[Job], str | None]:
     if asked:
         ids = [*dict.fromkeys(number.partition("_")[0] for number in asked)]
     else:
-        mine = ("squeue", "--noheader", "--states=all", "--format=%F", "--user", getpass.getuser())
+        mine = ("squeue", "--noheader", "--states=all", "--format=%F %T", "--user", getpass.getuser())
         answer, wrong = _ask(*mine)
         if wrong:
             return [], wrong
-        ids = [*dict.fromkeys(answer.split())]
+        states = [line.split() for line in answer.splitlines()]
+        ids = [*dict.fromkeys(number for number, _ in sorted(states, key=lambda job: (job[1] in OVER, -int(job[0]))))]
+    left_out = f"{len(ids) - MOST} older jobs are left out, which can be named" if len(ids) > MOST else None
     found: list[Job] = []
-    for number in ids[-MOST:]:
+    for number in ids[:MOST]:
         answer, wrong = _ask("scontrol", "--oneliner", "show", "job", number)
         if not wrong:
             found += parse(answer)
         elif "Invalid job id" not in wrong:
             return found, wrong
-    return [job for job in found if not asked or _is_one_of(job, asked)], None
+    return [job for job in found if not asked or _is_one_of(job, asked)], left_out
 
 
 def _is_one_of(job: Job, asked: Sequence[str]) -> bool:

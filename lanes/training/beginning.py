@@ -10,11 +10,11 @@ from pathlib import Path
 from filelock import FileLock
 from lightning.pytorch import Trainer
 
-from lanes.faults.last import LastCheckpoint
 from lanes.faults.supervisor import RESTARTED
 from lanes.jobs.attempts import Attempt
 from lanes.jobs.job import this_job
 from lanes.training.run_folders import hold
+from lanes.training.strategy import LaneStrategy
 from lanes.training.wandb_logger import LanesLogger
 from lanes.training.which_run import steps_of
 
@@ -44,6 +44,6 @@ def begin(trainer: Trainer, ckpt_path: str | None) -> tuple[FileLock, Attempt | 
     logger = trainer.logger
     wandb_run_id = str(logger.version) if isinstance(logger, LanesLogger) else None
     attempt = Attempt(folder, job, steps_of(ckpt_path) or 0, wandb_run_id)
-    last = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint))
-    last.then = attempt.got_on
+    assert isinstance(trainer.strategy, LaneStrategy)
+    trainer.strategy.when_written = attempt.got_on
     return held, attempt

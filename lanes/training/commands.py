@@ -50,7 +50,7 @@ def run(verb: str, args: list[str]) -> None:
     except MeetingError as missed:
         if not missed.speaks:
             raise SystemExit(2) from None
-        _fail(verb, missed)
+        _fail(verb, missed, alone=True)
     except TOGETHER as end:
         _end_together(verb, cli, end)
     except Mistake as mistake:
@@ -98,14 +98,19 @@ def _note_in_job(cli: Any, error: Exception) -> None:
     if attempt is None:
         if again:  # a script's, in a job that makes several
             judge(AGAIN)
-        elif isinstance(error, (Mistake, BadImageError, *MISTAKES, *TOGETHER)) and not getattr(cli, "checked", False):
+        elif _is_mistake(cli, error) and (job := this_job()) and not job.restarts:
             refuse("it would make the same mistake, which is told above")
-        return
+        return  # what has trained before has no mistake: a node may; it is given up if that comes twice
     step = cli.trainer.global_step
-    if isinstance(error, StoppedError):
+    if isinstance(error, StoppedError) and not error.failure:
         attempt.stopped(signal.Signals(error.signal).name, step, again=again)
     else:
         attempt.failed(SILENT if connection_lost(error) else type(error).__name__, step)
+
+
+def _is_mistake(cli: Any, error: Exception) -> bool:
+    kinds = (Mistake, BadImageError, *MISTAKES, *TOGETHER)
+    return isinstance(error, kinds) and not getattr(cli, "checked", False)
 
 
 def _end_together(verb: str, cli: Any, end: Exception) -> None:
@@ -143,10 +148,11 @@ def _end_by_error(verb: str, watch: Watch) -> NoReturn:
     raise SystemExit(1)
 
 
-def _fail(verb: str, mistake: Exception, *, code: int = 2) -> NoReturn:
+def _fail(verb: str, mistake: Exception, *, code: int = 2, alone: bool = False) -> NoReturn:
+    """Tell a mistake; unless this process alone has found it, the first one tells it for all."""
     if os.environ.get("LANES_DEBUG"):
         raise sys.exception() or mistake  # the first cause, which is being handled
-    if code == 2 and (job := this_job()) and job.rank:
-        time.sleep(SILENT_S)  # the first process says what all have found, and the others are ended
+    if code == 2 and not alone and int(os.environ.get("SLURM_PROCID", "0")):
+        time.sleep(SILENT_S)  # the first process says it, and the others are ended
     print(f"lanes {verb}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
     raise SystemExit(code)

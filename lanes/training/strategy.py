@@ -5,6 +5,7 @@ Everything else is Lightning's ``ModelParallelStrategy``. Clipping needs no code
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -84,6 +85,7 @@ class LaneStrategy(ModelParallelStrategy):
         self.lane_devices, self.across_nodes = lane_devices, across_nodes
         self.about: dict[str, Any] = {}  # facts for the manifests of checkpoints
         self.goes_on_from: int | None = None  # steps of the checkpoint that this process has found
+        self.when_written: Callable[[int], None] = lambda step: None  # of each checkpoint, on the first process
         self._writer: BackgroundWriter | None = None  # on the first process
         self._validates_first = False  # going on from where a validation was due
 
@@ -208,7 +210,7 @@ class LaneStrategy(ModelParallelStrategy):
         snapshot = take_snapshot(self._net, optimizers, state, extra=extra, about=about)
         if self.is_global_zero:
             self._writer = self._writer or BackgroundWriter()
-            self._writer.save(Path(filepath), snapshot)
+            self._writer.save(Path(filepath), snapshot, partial(self.when_written, step))
         if self._module.trainer.state.status != TrainerStatus.RUNNING:
             failure = self.broadcast(self.written())
             if failure:

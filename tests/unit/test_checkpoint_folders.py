@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,8 @@ def test_of_one_step_the_newest_is_the_one_written_last(tmp_path: Path) -> None:
 def test_what_a_kill_interrupted_is_no_wrong_checkpoint(tmp_path: Path) -> None:
     save(tmp_path / "last", 1)
     save(tmp_path / ".last.partial", 2)
+    cut(tmp_path / ".last.partial" / "manifest.json")
+    assert newest_whole(tmp_path) == (tmp_path / "last", [])
     (tmp_path / ".last.partial" / "manifest.json").unlink()
     assert newest_whole(tmp_path) == (tmp_path / "last", [])
 
@@ -223,8 +226,8 @@ def test_killed_at_any_moment_the_last_one_told_of_is_there(tmp_path: Path) -> N
 # ---- On a thread
 
 
-def background(writer: BackgroundWriter, path: Path, step: int) -> None:
-    writer.save(path, take_snapshot(net(step), state={"global_step": step}))
+def background(writer: BackgroundWriter, path: Path, step: int, then: Callable[[], None] | None = None) -> None:
+    writer.save(path, take_snapshot(net(step), state={"global_step": step}), then)
 
 
 def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,14 +243,15 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_failing_write_keeps_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    writer = BackgroundWriter()
-    background(writer, tmp_path / "1", 1)
+    writer, told = BackgroundWriter(), list[int]()
+    background(writer, tmp_path / "1", 1, lambda: told.append(1))
     writer.wait()
     with caplog.at_level(logging.WARNING):
         (tmp_path / "file").touch()
-        background(writer, tmp_path / "file" / "2", 2)
+        background(writer, tmp_path / "file" / "2", 2, lambda: told.append(2))
         writer.remove(tmp_path / "1")
         writer.wait()
+    assert told == [1], "of what is on the disk"
     assert writer.failure
     assert "file/2 could not be written" in caplog.text
     assert f"the last good one: {tmp_path / '1'}" in caplog.text

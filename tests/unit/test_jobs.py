@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lanes.faults.agreement import StoppedError
 from lanes.jobs.attempts import RECORD, SILENT, Attempt, read, wandb_run
 from lanes.jobs.job import Job, this_job
 from lanes.jobs.verdict import VERDICT
 from lanes.mesh import divisors
+from lanes.training import commands
 from lanes.training.layout import choose_lane_devices
 from lanes.training.run_folders import check_name, hold, last_run
 
@@ -105,6 +108,36 @@ def test_signals_are_no_failures(starts: Starts) -> None:
     assert starts.verdict == "complete"
 
 
+def test_what_ends_early_is_neither_failure_nor_progress(starts: Starts) -> None:
+    """srun ends the first process by a signal, too, where another has failed."""
+    starts.start(step=0).failed("KeyError", 3)
+    starts.start(step=0)
+    with (starts.folder / RECORD).open("a") as record:
+        record.write('{"job": "7", "restart": 2, "step": 0, "ended": "now", "early": "SIGTERM"}\n')
+    starts.start(step=0).failed("KeyError", 3)
+    assert starts.verdict == "no: it has failed twice the same way without getting beyond step 0: KeyError"
+
+
+def test_a_disk_that_stays_full_is_a_failure(starts: Starts) -> None:
+    """A signal comes, and the checkpoint cannot be written: a training that would be started again for ever."""
+    for expected in ("again", "no: it has failed twice the same way without getting beyond step 0: StoppedError"):
+        cli = SimpleNamespace(attempt=starts.start(step=0), trainer=SimpleNamespace(global_step=9))
+        commands._note_in_job(cli, StoppedError(signal.SIGUSR1, Path("last.ckpt"), "no space left"))
+        assert starts.verdict == expected
+
+
+@pytest.mark.parametrize(("restarts", "verdict"), [("0", "no: it would make the same mistake"), ("5", "unsaid")])
+def test_what_has_trained_before_has_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: str, verdict: str
+) -> None:
+    """But a node may, on which an interface is down."""
+    (tmp_path / "verdict").write_text("unsaid")
+    for name, value in {**TOLD, "SLURM_RESTART_COUNT": restarts, VERDICT: str(tmp_path / "verdict")}.items():
+        monkeypatch.setenv(name, value)
+    commands._note_in_job(SimpleNamespace(attempt=None, checked=False), ValueError("ib0 is down"))
+    assert (tmp_path / "verdict").read_text().startswith(verdict)
+
+
 def test_the_record_of_another_job_does_not_count(starts: Starts) -> None:
     Attempt(starts.folder, Job("6", 0, 1, 1, 0), 0)
     starts.start(step=0)
@@ -120,21 +153,26 @@ def test_a_record_that_a_kill_has_cut_off(starts: Starts) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "before", "after"),
+    ("number", "starts", "after", "code"),
     [
-        (signal.SIGTERM, "unsaid", "early\n"),
-        (signal.SIGUSR1, "unsaid: it has failed twice", "early\n"),
-        (signal.SIGTERM, "no: another process has found a mistake", "no: another process has found a mistake"),
+        (signal.SIGTERM, ["unsaid"], "early\n", 143),
+        (signal.SIGUSR1, ["again", "early", "unsaid: it has failed twice"], "early\n", 138),
+        (signal.SIGTERM, ["no: another process has found a mistake"], "no: another process has found a mistake", 2),
+        (signal.SIGUSR1, ["early", "unsaid", "unsaid"], "no: 3 times running it was ended before training began", 2),
     ],
 )
-def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals, before: str, after: str) -> None:
+def test_a_signal_while_loading(
+    tmp_path: Path, number: signal.Signals, starts: list[str], after: str, code: int
+) -> None:
     """Also where the process waits inside a library, which runs no handler of Python's."""
-    (tmp_path / "verdict").write_text(before)
+    for start, verdict in enumerate(starts):
+        (tmp_path / f"7.{start}").write_text(verdict)
+    file = tmp_path / f"7.{len(starts) - 1}"
     loads = (
         "from lanes.jobs.early import look_out; look_out(); print(flush=True); import ctypes; libc = ctypes.CDLL(None)"
     )
     waits = "libc.poll(0, 0, 30000);" * 2  # what a signal interrupts once
-    environment = {**os.environ, VERDICT: str(tmp_path / "verdict")}
+    environment = {**os.environ, VERDICT: str(file)}
     with subprocess.Popen(
         [sys.executable, "-c", f"{loads}; {waits}"],
         env=environment,
@@ -147,9 +185,9 @@ def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals, before: 
         process.stdout.readline()
         time.sleep(0.2)
         process.send_signal(number)
-        assert process.wait(10) == 128 + number
+        assert process.wait(10) == code
         assert f"{number.name} has ended it before there was anything to save" in process.stderr.read()
-    assert (tmp_path / "verdict").read_text() == after
+    assert file.read_text().startswith(after)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +199,10 @@ def test_a_signal_while_loading(tmp_path: Path, number: signal.Signals, before: 
         (["unsaid: it has failed twice"], False, "is not started again: it has failed twice"),
         (["unsaid"], True, "goes back"),
         (["unsaid", "again", "unsaid"], True, "goes back"),
-        (["unsaid", "unsaid"], False, "ended twice before training began"),
-        (["early", "early"], True, "goes back"),
-        (
-            ["early", "early", "early"],
-            False,
-            "three times running before training began; is its time limit long enough?",
-        ),
+        (["unsaid", "unsaid"], False, "ended again before training began"),
+        (["early", "early", "unsaid"], False, "ended again before training began"),
+        (["early", "unsaid"], True, "goes back"),
+        (["early"], True, "goes back"),
     ],
 )
 def test_what_becomes_of_a_job(tmp_path: Path, verdicts: list[str], again: bool, why: str) -> None:

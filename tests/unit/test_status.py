@@ -83,12 +83,21 @@ def slurm_of(folder: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, scontro
 
 def test_a_users_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = f'grep -e "^JobId=$4 " -e "ArrayJobId=$4 " {RECORDED / "scontrol_22_05.txt"}'
-    slurm_of(tmp_path, monkeypatch, "echo 2227 2230 2230 2231", answers)
+    slurm_of(tmp_path, monkeypatch, "printf '2227 RUNNING\n2230 PENDING\n2230 RUNNING\n2231 COMPLETED\n'", answers)
     found, wrong = jobs()
     assert wrong is None
     assert sorted(job.id for job in found) == ["2227", "2230_0", "2230_1", "2230_2-4", "2231"]
     assert [job.id for job in jobs(["2230_1"])[0]] == ["2230_1"]
     assert {job.id for job in jobs(["2230"])[0]} == {"2230_0", "2230_1", "2230_2-4"}
+
+
+def test_of_very_many_jobs_those_that_live_and_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lanes.status.slurm.MOST", 2)
+    answers = f'grep -e "^JobId=$4 " -e "ArrayJobId=$4 " {RECORDED / "scontrol_22_05.txt"}'
+    slurm_of(tmp_path, monkeypatch, "printf '2231 COMPLETED\n2230 COMPLETED\n2227 RUNNING\n'", answers)
+    found, wrong = jobs()
+    assert {job.id for job in found} == {"2227", "2231"}
+    assert wrong == "1 older jobs are left out, which can be named"
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def _send(number: int, when: Callable[[], bool]) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_interrupt_ends_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = f"""
 signal.signal(signal.SIGINT, lambda *_: open(os.path.join({str(tmp_path)!r}, f"heard{{rank}}"), 'w'))
 open(os.path.join({str(tmp_path)!r}, f"ready{{rank}}"), 'w')
@@ -109,7 +109,8 @@ for _ in range(600): time.sleep(0.1)
         _send(signal.SIGINT, lambda: len(list(tmp_path.glob("heard*"))) == 2)
 
     threading.Thread(target=interrupt_twice).start()
-    assert supervise(python(text), 2) == 128 + signal.SIGKILL
+    assert supervise(python(text), 2) == 128 + signal.SIGINT
+    assert "a second SIGINT has ended it at once" in capfd.readouterr().err
     assert none_left()
 
 
@@ -175,6 +176,19 @@ if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
 """
     assert supervise(python(text), 2, restarts=1) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"0-0", "1-0", "0-1", "1-1"}
+
+
+def test_none_is_started_again_for_long_once_a_signal_has_come(tmp_path: Path) -> None:
+    """It came while processes loaded, and ended them: whoever sent it wants the end."""
+    text = f"""
+open(os.path.join({str(tmp_path)!r}, f"ready{{rank}}-{{os.environ['TORCHELASTIC_RESTART_COUNT']}}"), 'w')
+time.sleep(30)
+open(os.path.join({str(tmp_path)!r}, 'trained'), 'w')
+"""
+    threading.Thread(target=_send, args=(signal.SIGTERM, lambda: len(list(tmp_path.glob("ready*"))) == 2)).start()
+    assert supervise(python(text), 2, restarts=2) == 128 + signal.SIGTERM
+    assert not (tmp_path / "trained").exists()
+    assert none_left()
 
 
 def test_handlers_are_put_back() -> None:
