@@ -78,6 +78,9 @@ def _measured(environment: ClusterEnvironment, accelerator: str, out: Path | Non
             _fail(str(missed))
         raise SystemExit(2) from None
     rank, world = dist.get_rank(), dist.get_world_size()
+    if world == 1:
+        print("one rank has no link to measure; give the job more devices or nodes")
+        return 0
     if rank == 0:
         print(f"measuring every link between {world} ranks over {backend} ...", flush=True)
     try:

@@ -40,6 +40,13 @@ def test_all_links_under_torchrun(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
+def test_one_rank_has_no_link(tmp_path: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 1, "-m", "lanes")
+    process = started(tmp_path, *torchrun, "network", "--accelerator", "cpu")
+    assert process.wait(200) == 0
+    assert "one rank has no link to measure; give the job more devices or nodes" in (tmp_path / "said.txt").read_text()
+
+
 def test_a_slow_rank_is_named(tmp_path: Path) -> None:
     process = started(tmp_path, sys.executable, "-m", "lanes", "network", "--accelerator", "cpu", "--processes", 4)
     slow: psutil.Process | None = None
