@@ -69,10 +69,10 @@ def write_pulse(folder: Path, pulse: Pulse) -> None:
 
 
 def read_pulse(folder: Path, pid: int) -> Pulse | None:
-    """The last pulse of a process; None if it never had one."""
+    """The last pulse of a process; None if it never had one, or it cannot be read: who looks must not end of that."""
     try:
         return Pulse(**json.loads((folder / str(pid)).read_text()))
-    except OSError:
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -42,6 +42,7 @@ class Teller:
         self.patience_s: float | None = None
         self.stands = ("starting", 0, time.monotonic(), False)  # one object: the other thread reads it whole
         self._told = 0
+        self._one_at_a_time = threading.Lock()  # this thread and the one that tells would write into one another's word
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -76,8 +77,9 @@ class Teller:
 
     def tell(self) -> None:
         """Tell it now."""
-        self._told += 1
-        self._write(self.pulse())
+        with self._one_at_a_time:
+            self._told += 1
+            self._write(self.pulse())
 
     def start(self) -> None:
         """Tell it once a second from now on."""

@@ -1,9 +1,14 @@
 """Where processes stand, and what is made of it: who is to blame."""
 
+import json
+import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from lanes.faults.pulses import Pulse, in_words, read_pulse, write_pulse
+from lanes.faults.telling import Teller
 
 
 def pulse(rank: int, marks: int = 10) -> Pulse:
@@ -23,6 +28,32 @@ def test_a_pulse_is_written_and_read(tmp_path: Path) -> None:
     write_pulse(tmp_path, pulse(2))
     assert read_pulse(tmp_path, 101) == replace(pulse(1), told=4)
     assert read_pulse(tmp_path, 5) is None
+    (tmp_path / "6").write_text('{"rank": 0}, "extra"')
+    assert read_pulse(tmp_path, 6) is None, "who looks must not end of it"
+
+
+def test_two_threads_tell_at_the_same_time(tmp_path: Path) -> None:
+    """The one that tells once a second, and training, which tells when it begins."""
+    teller = Teller(lambda told: write_pulse(tmp_path, told), 0)
+    stop = threading.Event()
+
+    def go_on(where: str) -> None:
+        while not stop.is_set():
+            teller.at(where)
+            teller.tell()
+
+    threads = [threading.Thread(target=go_on, args=("x" * length,)) for length in (1, 5000)]
+    for thread in threads:
+        thread.start()
+    try:
+        while read_pulse(tmp_path, os.getpid()) is None:
+            time.sleep(0.01)
+        for _ in range(2000):
+            json.loads((tmp_path / str(os.getpid())).read_text())
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_who_is_silent_is_to_blame() -> None:
