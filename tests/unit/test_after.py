@@ -71,15 +71,34 @@ def test_a_job_that_is_given_up(folder: Path) -> None:
     )
 
 
-def test_a_job_that_never_came_to_say_anything(folder: Path) -> None:
-    """Once may be bad luck."""
-    (folder / "7.1").write_text("again\n")
-    assert after(folder, "unsaid")[0]
-    (folder / "requeued").unlink()
-    (folder / "7.1").write_text("unsaid\n")
-    requeued, said = after(folder, "unsaid")
+def test_a_job_that_is_given_up_unless_somebody_says_more(folder: Path) -> None:
+    assert after(folder, "unsaid: it has failed twice")[1].endswith("is not started again: it has failed twice\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "verdict", "again"),
+    [
+        (["again", "again"], "unsaid", True),  # once may be bad luck
+        (["unsaid", "again"], "unsaid", True),
+        (["again", "early"], "unsaid", True),
+        (["again", "unsaid"], "unsaid", False),
+        (["early", "early"], "unsaid", False),
+        (["unsaid", "early"], "unsaid", False),
+        (["again", "early"], "early", True),  # the process itself counts those (lanes.jobs.verdict)
+    ],
+)
+def test_a_job_that_never_came_to_say_anything(folder: Path, before: list[str], verdict: str, again: bool) -> None:
+    for start, said in enumerate(before):
+        (folder / f"7.{start}").write_text(f"{said}\n")
+    requeued, words = after(folder, verdict)
+    assert requeued == again
+    assert again or "it has ended again before training began; why, if anybody could tell, is said above" in words
+
+
+def test_a_job_that_is_not_to_be_put_back(folder: Path) -> None:
+    requeued, words = after(folder, "again", RUNNING.replace("Requeue=1", "Requeue=0"))
     assert not requeued
-    assert "it has ended twice before training began, and nobody could say why" in said
+    assert "is not to be started again (--no-requeue): by another job with --run" in words
 
 
 def test_a_site_that_leaves_it_to_slurm(folder: Path) -> None:

@@ -19,7 +19,6 @@ from lanes.training import commands
 from lanes.training.layout import choose_lane_devices
 from lanes.training.run_folders import check_name, hold, last_run
 
-AFTER = Path(__file__).parents[2] / "slurm" / "after.sh"
 TOLD = {"SLURM_JOB_ID": "123", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_RESTART_COUNT": "3"}
 
 
@@ -188,40 +187,6 @@ def test_a_signal_while_loading(
         assert process.wait(10) == code
         assert f"{number.name} has ended it before there was anything to save" in process.stderr.read()
     assert file.read_text().startswith(after)
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "again", "why"),
-    [
-        (["again"], True, "goes back into the queue"),
-        (["complete"], False, ""),
-        (["no: a mistake"], False, "is not started again: a mistake"),
-        (["unsaid: it has failed twice"], False, "is not started again: it has failed twice"),
-        (["unsaid"], True, "goes back"),
-        (["unsaid", "again", "unsaid"], True, "goes back"),
-        (["unsaid", "unsaid"], False, "ended again before training began"),
-        (["early", "early", "unsaid"], False, "ended again before training began"),
-        (["early", "unsaid"], True, "goes back"),
-        (["early"], True, "goes back"),
-    ],
-)
-def test_what_becomes_of_a_job(tmp_path: Path, verdicts: list[str], again: bool, why: str) -> None:
-    """By what its starts have written down; with a command of SLURM that only notes how it was called."""
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(
-        f'#!/bin/sh\n[ "$1" = requeue ] && touch {tmp_path}/requeued\n'
-        f'echo "Restarts={len(verdicts) - 1} JobState=RUNNING "\n'
-    )
-    scontrol.chmod(0o755)
-    for start, verdict in enumerate(verdicts):
-        (tmp_path / f"7.{start}").write_text(f"{verdict}\n")
-    last = len(verdicts) - 1
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(last)}
-    environment |= {VERDICT: str(tmp_path / f"7.{last}"), "LANES_REQUEUE": "self"}
-    done = subprocess.run(["bash", AFTER], env=environment, capture_output=True, text=True, check=True)
-    assert (tmp_path / "requeued").exists() == again
-    assert why in done.stderr
-    assert again == bool(list(tmp_path.glob("7.*"))), "of what has ended nothing is kept"
 
 
 SAVES = """
