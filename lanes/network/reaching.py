@@ -44,9 +44,13 @@ def wrong_link(members: Sequence[Member], rank: int, store: dist.Store, meeting_
         return None
     if unreachable := next((member for member in members if is_loopback(member.address)), None):
         return _of_loopback(unreachable, meeting_point)
-    if rank in firsts.values():
-        _connect(members, rank, sorted(firsts.values()), store)
-    found = [store.get(f"{first} reached").decode() for first in sorted(firsts.values())]
+    nodes = sorted(firsts.values())
+    try:
+        if rank in nodes:
+            _connect(members, rank, nodes, store)
+        found = [store.get(f"{first} reached").decode() for first in nodes]
+    except dist.DistStoreError:  # the store has answered, but somebody has not told it anything in time
+        return _silent(members, nodes, store)
     return next((words for words in found if words), None)
 
 
@@ -71,6 +75,18 @@ def _connect(members: Sequence[Member], rank: int, firsts: Sequence[int], store:
         store.set(f"{rank} reached", problem)
         for first in firsts:  # until nobody wants to connect any more
             store.get(f"{first} reached")
+
+
+def _silent(members: Sequence[Member], firsts: Sequence[int], store: dist.Store) -> str:
+    """Who has met the others, and has not come to connecting or not got on with it."""
+    for step in ("listens", "reached"):
+        if missing := [first for first in firsts if not store.check([f"{first} {step}"])]:
+            rank, more = missing[0], f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return (
+                f"rank {rank} on {members[rank].host}{more} has come, but then hung or ended, before all nodes had "
+                "connected to one another; see what it says there"
+            )
+    return "the nodes took too long to connect to one another, so that some have given up; try again"
 
 
 def _of_loopback(member: Member, meeting_point: str) -> str:
