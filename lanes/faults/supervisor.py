@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -115,6 +116,8 @@ class _Deaths:
         self._wakes, self._woken = os.pipe()
         self._known: set[int] = set()
         self._codes: dict[int, int] = {}  # of those that have died, in that order
+        self._earlier: set[int] = set()  # of those, who belonged to an earlier start
+        self._died_at: float | None = None  # the first of this start
         self._ranks: dict[int, str] = {}  # of a process that has died nobody can tell any more
 
     @contextmanager
@@ -149,29 +152,37 @@ class _Deaths:
                 self._codes.setdefault(pid, code)
 
     def _look(self, over: threading.Event) -> None:
-        died_at, before = None, set[int]()  # of an earlier start
+        told = False
         while not over.is_set():
             self._wait()
-            children = self._children()
-            again = children - self._known and not self._passed_on  # who sent a signal wants the end: they end at once
-            if died_at is not None and again:  # the agent has started all again
-                self._known.clear()
-                before |= self._codes.keys()
-                died_at = None
-            self._known |= children
-            self._ranks |= {pid: rank for pid in children - self._ranks.keys() if (rank := _rank(pid))}
-            self._note()
-            dead = next((pid for pid in list(self._codes) if pid not in before), None)
-            if dead and died_at is None:
-                died_at, self.first = time.monotonic(), self._codes[dead]
-                self.say(dead, self.first)
-            if died_at is None and self._hang():
-                died_at, self.first = time.monotonic(), HUNG
-            mercy_s = 0 if self.first == HUNG else MERCY_S  # nobody has anything more to say
-            if died_at is not None and time.monotonic() - died_at >= mercy_s:
-                for pid in [pid for pid in self._known if _exit_code(pid) is None]:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            try:
+                self._look_once()
+            except Exception:  # who looked no more would take a hang for training
+                if not told:
+                    traceback.print_exc()
+                told = True
+
+    def _look_once(self) -> None:
+        children = self._children()
+        again = children - self._known and not self._passed_on  # who sent a signal wants the end: they end at once
+        if self._died_at is not None and again:  # the agent has started all again
+            self._known.clear()
+            self._earlier |= self._codes.keys()
+            self._died_at = None
+        self._known |= children
+        self._ranks |= {pid: rank for pid in children - self._ranks.keys() if (rank := _rank(pid))}
+        self._note()
+        dead = next((pid for pid in list(self._codes) if pid not in self._earlier), None)
+        if dead and self._died_at is None:
+            self._died_at, self.first = time.monotonic(), self._codes[dead]
+            self.say(dead, self.first)
+        if self._died_at is None and self._hang():
+            self._died_at, self.first = time.monotonic(), HUNG
+        mercy_s = 0 if self.first == HUNG else MERCY_S  # nobody has anything more to say
+        if self._died_at is not None and time.monotonic() - self._died_at >= mercy_s:
+            for pid in [pid for pid in self._known if _exit_code(pid) is None]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _hang(self) -> bool:
         """Whether those that have not ended do not get on; says why."""

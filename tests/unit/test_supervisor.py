@@ -14,6 +14,7 @@ import pytest
 
 from lanes.faults import supervisor
 from lanes.faults.pulses import HUNG
+from lanes.faults.standing import Standing
 from lanes.faults.supervisor import supervise
 
 
@@ -123,6 +124,23 @@ def test_one_that_is_stopped_when_the_others_have_ended(capfd: pytest.CaptureFix
     assert said[0].endswith(") tells nothing any more: stopped, or gone")
     assert len(said) == 2
     assert said[1].startswith("  rank 1 (process ")
+
+
+def test_a_look_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is said, once, and a hang is still seen."""
+    look, fails = Standing.look, iter([True, True])
+
+    def fail(*args: object, **keys: object) -> str | None:
+        if next(fails, False):
+            raise OSError("cannot be read now")
+        return look(*args, **keys)
+
+    monkeypatch.setattr(Standing, "look", fail)
+    assert supervise(python("os.kill(os.getpid(), signal.SIGSTOP) if rank == 1 else None"), 2, patience_s=3) == HUNG
+    assert none_left()
+    said = capfd.readouterr().err
+    assert said.count("OSError: cannot be read now") == 1
+    assert "training does not get on: rank 1 (process " in said
 
 
 TELLING = """
