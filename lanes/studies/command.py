@@ -6,8 +6,8 @@ Kept out: what is kept of a run (runs.py), and what each study makes and finds (
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -36,6 +36,7 @@ class Study:
         make: makes a run: (arm, seed, settings, data) -> its numbers.
         tables: the rows of all runs -> Markdown.
         draw: draws the rows of all runs into a file.
+        variants: the same question with other settings, by name; their runs have files of their own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Study:
     make: Callable[[str, int, Any, str], Row]
     tables: Callable[[Sequence[Row]], str]
     draw: Callable[[Sequence[Row], Path], None]
+    variants: Mapping[str, Any] = field(default_factory=dict)
 
 
 def main(study: Study, given: Sequence[str] | None = None) -> None:
@@ -60,7 +62,8 @@ def main(study: Study, given: Sequence[str] | None = None) -> None:
         parser.error(f"--set needs another --out: {RESULTS} holds the runs with the study's own settings")
     torch.set_num_threads(options.threads)
     try:
-        changes = {"settings": _settings(study.settings, options.set), "name": _name(study, options.data)}
+        again, settings = _again(study, options), study.variants.get(options.variant, study.settings)
+        changes = {"settings": _settings(settings, options.set), "name": _name(study, options)}
         study = dataclasses.replace(study, **changes)
         runs = planned(study.arms, options.seeds)
         kept = Kept(options.out, study.name, in_words(study.settings))
@@ -79,7 +82,7 @@ def main(study: Study, given: Sequence[str] | None = None) -> None:
     else:
         if not options.collect:
             _make_all(study, kept, missing[: options.limit], options.data)
-        print(collect(study, kept, runs, options.out))
+        print(collect(study, kept, runs, options.out, again))
 
 
 def make(study: Study, kept: Kept, run: Run, data: str) -> None:
@@ -96,14 +99,21 @@ def make(study: Study, kept: Kept, run: Run, data: str) -> None:
     kept.keep(run, {**numbers, **took, "data": Path(data).name, **on})
 
 
-def collect(study: Study, kept: Kept, runs: Sequence[Run], folder: Path) -> str:
+def collect(study: Study, kept: Kept, runs: Sequence[Run], folder: Path, again: str) -> str:
     """Write table, figure and page of the runs that are made.
+
+    Args:
+        study: whose.
+        kept: what there is.
+        runs: that are wanted.
+        folder: of all results.
+        again: the command that makes the missing.
 
     Returns:
         What the page says of them.
     """
     rows = kept.collect(runs)
-    parts, page, figure = [how_far(study, rows, runs)], ROOT / PAGE, folder / f"{study.name}.png"
+    parts, page, figure = [how_far(study, rows, runs, again)], ROOT / PAGE, folder / f"{study.name}.png"
     published = folder == ROOT / RESULTS and f"<!-- {study.name}:begin -->" in page.read_text()
     if rows:
         study.draw(rows, figure)
@@ -118,18 +128,16 @@ def collect(study: Study, kept: Kept, runs: Sequence[Run], folder: Path) -> str:
     return text
 
 
-def how_far(study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> str:
-    """How many runs of each arm are made, on what, and how to go on."""
+def how_far(study: Study, rows: Sequence[Row], runs: Sequence[Run], again: str) -> str:
+    """How many runs of each arm are made, on what, and the command with which to go on."""
     made = {(row["arm"], row["seed"]) for row in rows}
     counts = []
     for arm in study.arms:
         wanted = [run for run in runs if run.arm == arm.name]
         counts.append(f"{arm.name} {sum(run.key in made for run in wanted)} of {len(wanted)}")
     left = sum(run.key not in made for run in runs)
-    script, _, other = study.name.partition("-")
-    data = f" --data {other}" if other else ""
     told = [f"Runs made: {'; '.join(counts)}."]
-    told.append(f"{left} are missing: `scripts/studies/{script}{data}` goes on." if left else "None is missing.")
+    told.append(f"{left} are missing: `{again}` goes on." if left else "None is missing.")
     if rows:
         for column, words in (("seconds", "Time of a run"), ("processor_seconds", "Processor time")):
             if seconds := sorted(float(row[column]) for row in rows if column in row):
@@ -175,6 +183,11 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     doing.add_argument("--collect", action="store_true", help="write CSV, tables and figure of what is made")
     parser.add_argument("--seeds", type=_positive, help="of every arm, from 0 (default: what the arm wants)")
     parser.add_argument("--limit", type=_positive, help="make so many of the missing runs at most")
+    if study.variants:
+        others = "; ".join(f"{name}: {in_words(settings)}" for name, settings in study.variants.items())
+        parser.add_argument("--variant", choices=study.variants, help=f"the same with other settings ({others})")
+    else:
+        parser.set_defaults(variant=None)
     parser.add_argument("--data", default=study.data, help="hub name, or folder of Parquet files (%(default)s)")
     parser.add_argument(
         "--out",
@@ -187,10 +200,21 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     return parser
 
 
-def _name(study: Study, data: str) -> str:
-    """Of the files: runs on other images answer another question."""
-    own = Path(data).name
-    return study.name if own == Path(study.data).name else f"{study.name}-{own}"
+def _name(study: Study, options: argparse.Namespace) -> str:
+    """Of the files: other settings, and runs on other images, answer another question."""
+    return "-".join([study.name, *filter(None, (options.variant, _other_data(study, options)))])
+
+
+def _again(study: Study, options: argparse.Namespace) -> str:
+    """The command for the same runs; a folder of images is named, its path is not."""
+    given = {"variant": options.variant, "data": _other_data(study, options), "seeds": options.seeds}
+    words = [f"--{name} {value}" for name, value in given.items() if value]
+    return " ".join([f"scripts/studies/{study.name}", *words])
+
+
+def _other_data(study: Study, options: argparse.Namespace) -> str | None:
+    own = Path(options.data).name
+    return None if own == Path(study.data).name else own
 
 
 def _settings(settings: Any, changes: Sequence[str]) -> Any:

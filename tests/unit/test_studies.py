@@ -1,8 +1,10 @@
 """Studies: which runs there are, what is kept of them, the command, the plain loop."""
 
 import csv
+import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +140,18 @@ def test_other_images_have_files_of_their_own(study: Study, making: Making, tmp_
     assert len((tmp_path / "numbers-others.csv").read_text().splitlines()) == 3
     page = (tmp_path / "numbers-others.md").read_text()
     assert page.startswith("Runs made: with 1 of 1; without 1 of 1.")
-    main(study, ["--out", str(tmp_path), "--data", "some/others", "--collect"])
-    assert "`scripts/studies/numbers --data others` goes on" in (tmp_path / "numbers-others.md").read_text()
+    main(study, ["--out", str(tmp_path), "--data", "some/others", "--collect", "--seeds", "2"])
+    assert "`scripts/studies/numbers --data others --seeds 2` goes on" in (tmp_path / "numbers-others.md").read_text()
+
+
+def test_a_variant_has_its_settings_and_files_of_its_own(study: Study, making: Making, tmp_path: Path) -> None:
+    varied = dataclasses.replace(study, variants={"long": Settings(epochs=9)})
+    main(varied, ["--out", str(tmp_path), "--run", "0"])
+    main(varied, ["--out", str(tmp_path), "--run", "0", "--variant", "long"])
+    assert [epochs for _, _, epochs, _ in making.asked] == [3, 9]
+    main(varied, ["--out", str(tmp_path), "--variant", "long", "--collect"])
+    assert "epochs=9" in (tmp_path / "numbers-long.csv").read_text()
+    assert "`scripts/studies/numbers --variant long` goes on" in (tmp_path / "numbers-long.md").read_text()
 
 
 def refused(study: Study, capsys: pytest.CaptureFixture[str], *given: str) -> str:
@@ -353,19 +365,31 @@ def test_words() -> None:
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-@pytest.mark.parametrize("name", ["specialisation", "correlation", "fashion_mnist", "two_lanes_or_one"])
-def test_published_tables_are_those_of_the_published_runs(name: str) -> None:
-    """Of docs/studies.md, as far as runs are made."""
-    study = load(f"studies/{name}").STUDY
-    folder = command.ROOT / command.RESULTS
-    kept = Kept(folder, name, command.in_words(study.settings))
-    kept.folder = Path("nowhere")  # of the table alone, as in a fresh clone
-    rows = list(kept.rows().values())
-    page = (command.ROOT / command.PAGE).read_text()
-    assert command.how_far(study, rows, planned(study.arms)) in page
-    if rows:
-        assert study.tables(rows) in page
-        assert (folder / f"{name}.png").is_file()
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "specialisation",
+        "specialisation --data imagenette224 --seeds 5",
+        "correlation",
+        "fashion_mnist",
+        "fashion_mnist --variant few",
+        "two_lanes_or_one",
+    ],
+)
+def test_published_tables_are_those_of_the_published_runs(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of docs/studies.md, as far as runs are made: collecting them again, in a fresh clone, changes nothing."""
+    name, *options = asked.split()
+    published = (command.ROOT / command.PAGE).read_text()
+    results = tmp_path / command.RESULTS
+    results.mkdir(parents=True)
+    for file in (command.ROOT / command.RESULTS).glob("*.*"):
+        shutil.copy(file, results)
+    (tmp_path / command.PAGE).write_text(published)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    main(load(f"studies/{name}").STUDY, ["--collect", *options])
+    assert (tmp_path / command.PAGE).read_text() == published
 
 
 def test_rows_say_nothing_of_the_machine_s_folders() -> None:
