@@ -109,7 +109,7 @@ def draw(
     right.axhline(0, color="0.5", lw=1)
     counts = [len(apart(rows, pair, metric)) for pair, metric in shown]
     labels = [
-        f"{METRICS[metric]}:\n{_broken(pair[0])}\nminus {_broken(pair[1])}\n{count} pairs"
+        f"{_broken(METRICS[metric])}:\n{_broken(pair[0])}\nminus {_broken(pair[1])}\n{count} pairs"
         for (pair, metric), count in zip(shown, counts, strict=True)
     ]
     right.set_xticks(range(len(shown)), labels, fontsize=8)
@@ -122,9 +122,9 @@ def draw(
     plt.close(figure)
 
 
-def _broken(arm: str) -> str:
-    """In two lines, where there is a comma."""
-    return arm.replace(", ", ",\n")
+def _broken(words: str) -> str:
+    """In two lines, where there is a comma or a minus."""
+    return words.replace(", ", ",\n").replace(" minus ", "\nminus ")
 
 
 def _dots(axes: Any, place: float, values: Sequence[float], colour: str, *, marker: str) -> None:
