@@ -54,7 +54,7 @@ def test_two_steps(config: Path, source: Path, tmp_path: Path) -> None:
 def test_check(config: Path, source: Path, tmp_path: Path) -> None:
     replicas = "lane_devices: 1" in config.read_text()  # of a whole AlexNet each: one of them is slow enough
     layout = ["--trainer.devices", 1] if replicas else []
-    images = 2 if "imagenet" in config.stem else 4  # at 224 pixels in float64, three times over
+    images = 2 if "imagenet_" in config.stem else 4  # at 224 pixels in float64, three times over
     answer = lanes(
         "check",
         "-c",

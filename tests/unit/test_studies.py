@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -377,19 +378,23 @@ def test_words() -> None:
     ],
 )
 def test_published_tables_are_those_of_the_published_runs(
-    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of docs/studies.md, as far as runs are made: collecting them again, in a fresh clone, changes nothing."""
     name, *options = asked.split()
-    published = (command.ROOT / command.PAGE).read_text()
-    results = tmp_path / command.RESULTS
+    root, results = command.ROOT, tmp_path / command.RESULTS
+    published = (root / command.PAGE).read_text()
     results.mkdir(parents=True)
-    for file in (command.ROOT / command.RESULTS).glob("*.*"):
-        shutil.copy(file, results)
+    for table in (root / command.RESULTS).glob("*.csv"):
+        shutil.copy(table, results)
     (tmp_path / command.PAGE).write_text(published)
     monkeypatch.setattr(command, "ROOT", tmp_path)
     main(load(f"studies/{name}").STUDY, ["--collect", *options])
     assert (tmp_path / command.PAGE).read_text() == published
+    collected = capsys.readouterr().out.strip()
+    assert collected in published
+    for picture in re.findall(r"\]\((\S+\.png)\)", collected):
+        assert (root / "docs" / picture).is_file()
 
 
 def test_rows_say_nothing_of_the_machine_s_folders() -> None:
